@@ -1,0 +1,113 @@
+# twapi_tls: what a person types.
+#
+#   make demo       build, then show server and client on this machine
+#   make test       lint, types, C unit programs, pytest
+#   make help       the rest
+#
+# PYTHON chooses the interpreter (3.11 or later); VENV the environment's place.
+
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST_ARGS ?=
+SANITIZERS ?= address,undefined
+
+export PYTHON
+
+BIN := $(VENV)/bin
+VPY := $(BIN)/python
+PIP := $(VPY) -m pip --disable-pip-version-check -q
+C_FILES := $(shell find csrc -name '*.[ch]' 2>/dev/null)
+STAMPS := $(VENV)/.stamps
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint native bench stress sanitize valgrind clean windows fuzz \
+	bootstrap bootstrap-test
+
+help:
+	@echo 'make demo      build, then show server and client on this machine'
+	@echo 'make test      lint, types, C unit programs, pytest'
+	@echo 'make lint      ruff and mypy --strict'
+	@echo 'make bench     the benchmarks, against ssl'
+	@echo 'make stress    the long runs'
+	@echo 'make sanitize  the tests with $(SANITIZERS)'
+	@echo 'make valgrind  the C unit programs under valgrind'
+	@echo 'make clean     remove what was built'
+	@echo 'make windows, make fuzz   come with a later issue'
+
+bootstrap:
+	@scripts/bootstrap build
+
+bootstrap-test:
+	@scripts/bootstrap test
+
+# The environment.  A venv whose interpreter is gone is made again.
+$(STAMPS)/venv: | bootstrap
+	$(PYTHON) -m venv --clear $(VENV)
+	$(PIP) install --upgrade pip 'setuptools>=70.1'
+	@mkdir -p $(STAMPS) && touch $@
+
+# The package, editable, with the dependencies of demo and test; the extension
+# lands beside the modules.
+$(STAMPS)/install: $(STAMPS)/venv pyproject.toml setup.py
+	$(PIP) install --no-build-isolation --editable '.[cli,test]'
+	@touch $@
+
+$(STAMPS)/native: $(STAMPS)/install $(C_FILES)
+	$(VPY) setup.py -q build_ext --inplace
+	@touch $@
+
+$(STAMPS)/dev: $(STAMPS)/install
+	$(PIP) install --no-build-isolation --editable '.[cli,test,dev]'
+	@touch $@
+
+demo: bootstrap $(STAMPS)/native
+	$(VPY) -m twapi_tls demo
+
+lint: bootstrap $(STAMPS)/dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+native: bootstrap
+	scripts/native-tests
+
+# pytest comes last, so that its count is what one reads at the end.
+test: bootstrap-test lint native $(STAMPS)/native
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+bench: bootstrap $(STAMPS)/native
+	$(VPY) -m twapi_tls bench
+
+stress: bootstrap-test $(STAMPS)/native
+	@test -e tests/stress.py || { echo 'make stress: tests/stress.py is not there' >&2; exit 2; }
+	$(VPY) tests/stress.py
+
+# The instrumented build has a place of its own, so that the ordinary one
+# beside the modules stays.  PYTHONSAFEPATH keeps the checkout out of sys.path.
+SANITIZED := build/sanitize/lib
+RUNTIME = $(shell $${CC:-gcc} -print-file-name=libasan.so)
+sanitize: bootstrap-test $(STAMPS)/native
+	scripts/native-tests -fsanitize=$(SANITIZERS) -fno-sanitize-recover=all
+	TWAPI_TLS_SANITIZE=$(SANITIZERS) TWAPI_TLS_DEBUG=1 $(VPY) setup.py -q \
+		build --build-base build/sanitize --build-lib $(SANITIZED) --force
+	PYTHONPATH=$(CURDIR)/$(SANITIZED) PYTHONSAFEPATH=1 PYTHONMALLOC=malloc \
+	ASAN_OPTIONS=detect_leaks=0:abort_on_error=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	TWAPI_TLS_SANITIZED=1 \
+	LD_PRELOAD="$(if $(findstring address,$(SANITIZERS)),$(RUNTIME))" \
+		$(VPY) -m pytest -p no:cacheprovider --timeout 300 $(PYTEST_ARGS)
+
+valgrind: bootstrap-test
+	scripts/native-tests
+	@for program in build/native/test_*; do \
+		echo "valgrind $$program"; \
+		valgrind -q --leak-check=full --errors-for-leak-kinds=definite \
+			--error-exitcode=9 $$program || exit 1; \
+	done
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis $(STAMPS)/native
+	rm -f twapi_tls/*.so
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+windows fuzz:
+	@echo 'make $@: comes with a later issue; there is nothing to run yet.' >&2
+	@exit 2
