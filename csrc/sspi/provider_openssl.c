@@ -1,0 +1,2099 @@
+/*
+ * The OpenSSL engine: a SecurityFunctionTableW that keeps Schannel's
+ * contract over an SSL object.
+ *
+ * Theory of operation. The SSL object never sees a socket. Its BIO is a
+ * pair of spans: `in` points into the caller's input and holds only whole
+ * records (what the SSL object has not taken of it is SECBUFFER_EXTRA),
+ * output goes to the caller's buffer (EncryptMessage) or gathers in `out`,
+ * which becomes the token. So the SSL object holds no partial record, and
+ * "how much is missing" is always arithmetic on the record header.
+ *
+ * The pause for a verdict lies before our Finished (HOUSE.md, 10):
+ *   client, full handshake    SSL_set_retry_verify inside the callback
+ *   client, resumed           records are fed one by one; we stop after
+ *                             ServerHello, where the session is known
+ *   server, full handshake    the handshake runs as an ASYNC job that
+ *                             pauses inside the callback; on a server a
+ *                             retry would be ignored and fail open
+ *   server, no certificate    the same job pauses at the client's empty
+ *                             Certificate message; a refusal turns on
+ *                             FAIL_IF_NO_PEER_CERT, so the SSL object
+ *                             sends the alert itself
+ *   server, resumed           the token is held by the core
+ *
+ * Once the handshake is over, records go through the SSL object
+ * (SSL_read, SSL_write). `record_*` below are the seam where a record
+ * engine takes over; nothing else touches records.
+ */
+#include "sspi/openssl_internal.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include <arpa/inet.h>
+#include <openssl/async.h>
+#include <openssl/crypto.h>
+#include <openssl/x509v3.h>
+
+#define HEADER 5u                     /* RFC 8446, 5.1 */
+#define LENGTH_MAX (16384u + 2048u)   /* RFC 5246, 6.2.3 */
+#define SESSIONS_MAX 512              /* per credentials, all targets */
+
+/* A client's cached session: one ticket of one target. */
+struct cached {
+    struct cached *next;
+    SSL_SESSION *session; /* owned */
+    char target[256];
+};
+
+struct credentials {
+    struct tw_count refs;
+    SSL_CTX *ssl_ctx;
+    enum tw_role role;
+    uint32_t flags;        /* TW_CRED_... */
+    bool has_cert;
+    struct tw_lock lock;   /* around sessions */
+    struct cached *sessions; /* newest first */
+    size_t session_count;
+};
+
+enum verdict { UNASKED, PAUSED, ACCEPTED, REFUSED };
+
+struct context {
+    struct credentials *cred; /* counted */
+    SSL *ssl;
+    enum tw_role role;
+    const uint8_t *in;     /* what the BIO may read; the caller's memory */
+    size_t in_len, in_pos;
+    uint8_t *out;          /* output gathered, owned */
+    size_t out_len, out_room;
+    bool out_failed;       /* no memory for output */
+    uint8_t *sink;         /* EncryptMessage: goes straight here */
+    size_t sink_room, sink_len;
+    size_t replay;         /* input bytes taken by a step that answered
+                              INCOMPLETE_CREDENTIALS; they come again */
+    struct tw_cert *peer;  /* owned; from the verify callback */
+    bool peer_none;        /* the client sent an empty Certificate */
+    enum verdict verdict;
+    bool suspended;        /* by retry_verify or an ASYNC job */
+    int x509_error;        /* why it was refused, X509_V_ERR_... */
+    bool lookup;           /* suspended in the client's cert_cb */
+    bool supplied;         /* go on with what credentials there are */
+    bool open;             /* the first handshake is over */
+    bool dead;
+    bool shutdown;         /* a SCHANNEL_SHUTDOWN token waits */
+    int alert;             /* a SCHANNEL_ALERT token waits: number, -1 */
+    bool saw_handshake;    /* a handshake message came while open */
+    bool update_asked;     /* KeyUpdate with update_requested */
+    int alert_received, alert_sent;
+    uint8_t *alpn;         /* server: our list, owned */
+    size_t alpn_len;
+    char target[256];
+};
+
+static BIO_METHOD *span_method;
+static int context_index = -1;
+static CRYPTO_ONCE once = CRYPTO_ONCE_STATIC_INIT;
+
+/* ------------------------------------------------------------- the BIO */
+
+static int span_read(BIO *bio, char *dst, size_t cap, size_t *n)
+{
+    struct context *c = BIO_get_data(bio);
+    size_t left = c->in_len - c->in_pos;
+
+    BIO_clear_retry_flags(bio);
+    *n = left < cap ? left : cap;
+    if (*n == 0) {
+        BIO_set_retry_read(bio);
+        return 0;
+    }
+    memcpy(dst, c->in + c->in_pos, *n);
+    c->in_pos += *n;
+    return 1;
+}
+
+static int span_write(BIO *bio, const char *src, size_t len, size_t *n)
+{
+    struct context *c = BIO_get_data(bio);
+
+    BIO_clear_retry_flags(bio);
+    *n = len;
+    if (c->sink && len <= c->sink_room - c->sink_len) {
+        memcpy(c->sink + c->sink_len, src, len);
+        c->sink_len += len;
+        return 1;
+    }
+    if (len > c->out_room - c->out_len) {
+        size_t room = c->out_room ? c->out_room : 4096;
+        while (room - c->out_len < len) {
+            room *= 2;
+        }
+        uint8_t *bigger = realloc(c->out, room);
+        if (!bigger) {
+            c->out_failed = true;
+            return 0;
+        }
+        c->out = bigger;
+        c->out_room = room;
+    }
+    memcpy(c->out + c->out_len, src, len);
+    c->out_len += len;
+    return 1;
+}
+
+static long span_ctrl(BIO *bio, int cmd, long num, void *ptr)
+{
+    (void)bio;
+    (void)num;
+    (void)ptr;
+    return cmd == BIO_CTRL_FLUSH ? 1 : 0;
+}
+
+static void initialise(void)
+{
+    span_method = BIO_meth_new(
+        BIO_get_new_index() | BIO_TYPE_SOURCE_SINK, "caller's spans");
+    if (span_method) {
+        BIO_meth_set_read_ex(span_method, span_read);
+        BIO_meth_set_write_ex(span_method, span_write);
+        BIO_meth_set_ctrl(span_method, span_ctrl);
+    }
+    context_index = SSL_get_ex_new_index(0, NULL, NULL, NULL, NULL);
+}
+
+static bool ready(void)
+{
+    return CRYPTO_THREAD_run_once(&once, initialise) && span_method
+           && context_index >= 0;
+}
+
+static struct context *context_of(const SSL *ssl)
+{
+    return SSL_get_ex_data(ssl, context_index);
+}
+
+/* ------------------------------------------------- errors and alerts */
+
+static SECURITY_STATUS status_of_alert(int alert)
+{
+    switch (alert) {
+    case SSL_AD_BAD_RECORD_MAC:
+        return SEC_E_MESSAGE_ALTERED;
+    case SSL_AD_PROTOCOL_VERSION:
+        return SEC_E_UNSUPPORTED_FUNCTION;
+    case SSL_AD_UNKNOWN_CA:
+        return SEC_E_UNTRUSTED_ROOT;
+    case SSL_AD_CERTIFICATE_EXPIRED:
+        return SEC_E_CERT_EXPIRED;
+    case SSL_AD_CERTIFICATE_REVOKED:
+        return CRYPT_E_REVOKED;
+    case SSL_AD_BAD_CERTIFICATE:
+    case SSL_AD_UNSUPPORTED_CERTIFICATE:
+    case SSL_AD_CERTIFICATE_UNKNOWN:
+        return SEC_E_CERT_UNKNOWN;
+    case TLS13_AD_CERTIFICATE_REQUIRED:
+        return SEC_E_NO_CREDENTIALS;
+    case SSL_AD_NO_APPLICATION_PROTOCOL:
+        return SEC_E_APPLICATION_PROTOCOL_MISMATCH;
+    case SSL_AD_UNRECOGNIZED_NAME:
+        return SEC_E_WRONG_PRINCIPAL;
+    case SSL_AD_INSUFFICIENT_SECURITY:
+        return SEC_E_ALGORITHM_MISMATCH;
+    case SSL_AD_ACCESS_DENIED:
+        return SEC_E_LOGON_DENIED;
+    case SSL_AD_INTERNAL_ERROR:
+        return SEC_E_INTERNAL_ERROR;
+    default:
+        return SEC_E_ILLEGAL_MESSAGE;
+    }
+}
+
+static SECURITY_STATUS status_of_reason(struct context *c, int reason)
+{
+    switch (reason) {
+    case SSL_R_CERTIFICATE_VERIFY_FAILED:
+        return SEC_E_CERT_UNKNOWN;
+    case SSL_R_PEER_DID_NOT_RETURN_A_CERTIFICATE:
+        return SEC_E_NO_CREDENTIALS;
+    case SSL_R_UNSUPPORTED_PROTOCOL:
+    case SSL_R_VERSION_TOO_LOW:
+    case SSL_R_WRONG_SSL_VERSION:
+    case SSL_R_NO_PROTOCOLS_AVAILABLE:
+        return SEC_E_UNSUPPORTED_FUNCTION;
+    case SSL_R_NO_SHARED_CIPHER:
+    case SSL_R_NO_SUITABLE_KEY_SHARE:
+    case SSL_R_NO_SUITABLE_GROUPS:
+    case SSL_R_NO_SUITABLE_SIGNATURE_ALGORITHM:
+    case SSL_R_NO_SHARED_SIGNATURE_ALGORITHMS:
+    case SSL_R_NO_CIPHERS_AVAILABLE:
+    case SSL_R_DH_KEY_TOO_SMALL:
+    case SSL_R_EE_KEY_TOO_SMALL:
+    case SSL_R_CA_KEY_TOO_SMALL:
+        return SEC_E_ALGORITHM_MISMATCH;
+    case SSL_R_NO_APPLICATION_PROTOCOL:
+        return SEC_E_APPLICATION_PROTOCOL_MISMATCH;
+    case SSL_R_DECRYPTION_FAILED_OR_BAD_RECORD_MAC:
+    case SSL_R_BAD_DECOMPRESSION:
+    case SSL_R_DECRYPTION_FAILED:
+        return c->open ? SEC_E_MESSAGE_ALTERED : SEC_E_DECRYPT_FAILURE;
+    case SSL_R_HTTP_REQUEST:
+    case SSL_R_HTTPS_PROXY_REQUEST:
+    case SSL_R_WRONG_VERSION_NUMBER:
+    case SSL_R_UNEXPECTED_MESSAGE:
+        return c->open ? SEC_E_ILLEGAL_MESSAGE : SEC_E_INVALID_TOKEN;
+    default:
+        return SEC_E_ILLEGAL_MESSAGE;
+    }
+}
+
+/* After a failed SSL call: what it was, in SSPI's words. */
+static SECURITY_STATUS failure(struct context *c)
+{
+    /* the last one is libssl's; those before it are its causes, and the
+       same reason number means something else in another library */
+    unsigned long error = ERR_peek_last_error();
+    SECURITY_STATUS st;
+
+    if (c->out_failed) {
+        st = SEC_E_INSUFFICIENT_MEMORY;
+    } else if (c->alert_received > 0) {
+        st = status_of_alert(c->alert_received);
+    } else if (error != 0) {
+        st = ERR_GET_REASON(error) == ERR_R_MALLOC_FAILURE
+                 ? SEC_E_INSUFFICIENT_MEMORY
+                 : status_of_reason(c, ERR_GET_LIB(error) == ERR_LIB_SSL
+                                           ? ERR_GET_REASON(error)
+                                           : 0);
+    } else {
+        st = SEC_E_INTERNAL_ERROR;
+    }
+    ERR_clear_error();
+    c->dead = true;
+    return st;
+}
+
+static void pause_job(struct context *c)
+{
+    while (c->verdict == PAUSED && ASYNC_get_current_job()) {
+        (void)ASYNC_pause_job();
+    }
+}
+
+/* Is this body of a Certificate message without any certificate? RFC 8446,
+   4.4.2 (context, list) and RFC 5246, 7.4.6 (list). */
+static bool no_certificate(struct context *c, const uint8_t *m, size_t len)
+{
+    size_t at = 4;
+
+    if (SSL_version(c->ssl) == TLS1_3_VERSION) {
+        if (len < 5) {
+            return false;
+        }
+        at += 1u + m[4];
+    }
+    return len >= at + 3 && m[at] == 0 && m[at + 1] == 0 && m[at + 2] == 0;
+}
+
+static void message_seen(int sent, int version, int type, const void *buf,
+                         size_t len, SSL *ssl, void *arg)
+{
+    struct context *c = arg;
+    const uint8_t *m = buf;
+
+    (void)version;
+    (void)ssl;
+    if (type == SSL3_RT_ALERT && len == 2) {
+        /* close_notify and warnings are not why anything failed */
+        if (sent) {
+            c->alert_sent = m[1];
+        } else if (m[0] == SSL3_AL_FATAL
+                   || (m[1] != SSL_AD_CLOSE_NOTIFY
+                       && m[1] != SSL_AD_USER_CANCELLED
+                       && m[1] != SSL_AD_NO_RENEGOTIATION)) {
+            c->alert_received = m[1];
+        }
+    } else if (type == SSL3_RT_HANDSHAKE && !sent && len >= 4) {
+        if (c->open) {
+            c->saw_handshake = true;
+            if (m[0] == SSL3_MT_KEY_UPDATE && len == 5 && m[4] == 1) {
+                c->update_asked = true;
+            }
+        } else if (c->role == TW_SERVER && m[0] == SSL3_MT_CERTIFICATE
+                   && c->verdict == UNASKED && no_certificate(c, m, len)
+                   && ASYNC_get_current_job()) {
+            c->peer_none = true;
+            c->verdict = PAUSED;
+            pause_job(c);
+            if (c->verdict == REFUSED) {
+                SSL_set_verify(c->ssl, SSL_VERIFY_PEER
+                               | SSL_VERIFY_FAIL_IF_NO_PEER_CERT, NULL);
+            }
+        }
+    }
+}
+
+/* -------------------------------------------------- SSL's callbacks */
+
+static int verify_peer(X509_STORE_CTX *store, void *arg)
+{
+    SSL *ssl = X509_STORE_CTX_get_ex_data(
+        store, SSL_get_ex_data_X509_STORE_CTX_idx());
+    struct context *c = context_of(ssl);
+
+    (void)arg;
+    if (c->open) {
+        /* a renegotiation: the core compares the certificates */
+        tw_openssl_cert_free(c->peer);
+        c->peer = NULL;
+    }
+    if (!c->peer) {
+        c->peer = tw_openssl_cert_new(X509_STORE_CTX_get0_cert(store), NULL,
+                                      X509_STORE_CTX_get0_untrusted(store));
+        if (!c->peer) {
+            X509_STORE_CTX_set_error(store, X509_V_ERR_OUT_OF_MEM);
+            return 0;
+        }
+    }
+    if (c->verdict == UNASKED) {
+        c->verdict = PAUSED;
+        if (c->role == TW_CLIENT) {
+            (void)SSL_set_retry_verify(ssl);
+            return 1;
+        }
+        pause_job(c);
+    }
+    if (c->role == TW_CLIENT && c->verdict == PAUSED) {
+        (void)SSL_set_retry_verify(ssl);
+        return 1;
+    }
+    if (c->verdict == ACCEPTED) {
+        X509_STORE_CTX_set_error(store, X509_V_OK);
+        return 1;
+    }
+    if (c->verdict == REFUSED || c->role == TW_CLIENT) {
+        X509_STORE_CTX_set_error(store, c->x509_error);
+        return 0;
+    }
+    /* A server whose platform has no ASYNC jobs: the handshake ends, and
+       the core holds everything back until the verdict. */
+    X509_STORE_CTX_set_error(store, X509_V_OK);
+    return 1;
+}
+
+/* The server asks for a certificate (RFC 8446, 4.3.2) and the credentials
+   have none: SEC_I_INCOMPLETE_CREDENTIALS. */
+static int choose_certificate(SSL *ssl, void *arg)
+{
+    struct context *c = context_of(ssl);
+
+    (void)arg;
+    if (c->role == TW_SERVER || c->supplied || SSL_get_certificate(ssl)) {
+        return 1;
+    }
+    c->lookup = true;
+    return -1;
+}
+
+static int choose_alpn(SSL *ssl, const unsigned char **out,
+                       unsigned char *out_len, const unsigned char *in,
+                       unsigned in_len, void *arg)
+{
+    struct context *c = context_of(ssl);
+    unsigned char *chosen = NULL;
+
+    (void)arg;
+    if (!c->alpn) {
+        return SSL_TLSEXT_ERR_NOACK;
+    }
+    if (SSL_select_next_proto(&chosen, out_len, c->alpn,
+                              (unsigned)c->alpn_len, in, in_len)
+        != OPENSSL_NPN_NEGOTIATED) {
+        return SSL_TLSEXT_ERR_ALERT_FATAL;
+    }
+    *out = chosen;
+    return SSL_TLSEXT_ERR_OK;
+}
+
+static void drop_oldest_lock_held(struct credentials *cred)
+{
+    struct cached **at = &cred->sessions;
+
+    while (*at && (*at)->next) {
+        at = &(*at)->next;
+    }
+    if (*at) {
+        SSL_SESSION_free((*at)->session);
+        free(*at);
+        *at = NULL;
+        cred->session_count--;
+    }
+}
+
+/* A client's new ticket (RFC 8446, 4.6.1): kept for the next connection
+   with the same credentials to the same target. */
+static int session_new(SSL *ssl, SSL_SESSION *session)
+{
+    struct context *c = context_of(ssl);
+    struct credentials *cred = c->cred;
+    struct cached *item;
+
+    if (c->role != TW_CLIENT || c->target[0] == '\0'
+        || (cred->flags & TW_CRED_NO_RESUME)) {
+        return 0;
+    }
+    item = calloc(1, sizeof(*item));
+    if (!item) {
+        return 0;
+    }
+    memcpy(item->target, c->target, sizeof(item->target));
+    item->session = session; /* the 1 below keeps this reference */
+    tw_lock_acquire(&cred->lock);
+    item->next = cred->sessions;
+    cred->sessions = item;
+    if (++cred->session_count > SESSIONS_MAX) {
+        drop_oldest_lock_held(cred);
+    }
+    tw_lock_release(&cred->lock);
+    return 1;
+}
+
+/* A session for target, or NULL. TLS 1.3 tickets are used once (RFC 8446,
+   C.4), others stay. */
+static SSL_SESSION *session_take(struct credentials *cred,
+                                 const char *target)
+{
+    SSL_SESSION *found = NULL;
+
+    tw_lock_acquire(&cred->lock);
+    for (struct cached **at = &cred->sessions; *at; at = &(*at)->next) {
+        struct cached *item = *at;
+        if (strcmp(item->target, target) != 0) {
+            continue;
+        }
+        if (SSL_SESSION_get_protocol_version(item->session)
+            == TLS1_3_VERSION) {
+            *at = item->next;
+            cred->session_count--;
+            found = item->session;
+            free(item);
+        } else {
+            found = item->session;
+            (void)SSL_SESSION_up_ref(found);
+        }
+        break;
+    }
+    tw_lock_release(&cred->lock);
+    return found;
+}
+
+/* ------------------------------------------------------- credentials */
+
+static void credentials_free(struct credentials *cred)
+{
+    if (!cred || tw_count_down(&cred->refs) != 0) {
+        return;
+    }
+    while (cred->sessions) {
+        drop_oldest_lock_held(cred);
+    }
+    SSL_CTX_free(cred->ssl_ctx);
+    tw_lock_fini(&cred->lock);
+    free(cred);
+}
+
+static bool self_issued(X509 *x)
+{
+    return X509_NAME_cmp(X509_get_subject_name(x),
+                         X509_get_issuer_name(x)) == 0;
+}
+
+/* The path that leads up from leaf, out of pool, without the root. New
+   stack with references of its own; NULL when out of memory. */
+static STACK_OF(X509) *path_from(X509 *leaf, STACK_OF(X509) *pool)
+{
+    STACK_OF(X509) *path = sk_X509_new_null();
+    X509 *at = leaf;
+
+    while (path && !self_issued(at) && sk_X509_num(path) < 16) {
+        X509 *issuer = NULL;
+        for (int i = 0; i < sk_X509_num(pool); i++) {
+            X509 *x = sk_X509_value(pool, i);
+            if (x != at && X509_check_issued(x, at) == X509_V_OK) {
+                issuer = x;
+                break;
+            }
+        }
+        if (!issuer || self_issued(issuer)) {
+            break;
+        }
+        if (!X509_add_cert(path, issuer, X509_ADD_FLAG_UP_REF)) {
+            sk_X509_pop_free(path, X509_free);
+            return NULL;
+        }
+        at = issuer;
+    }
+    return path;
+}
+
+static bool pool_add(STACK_OF(X509) *pool, struct tw_store *store)
+{
+    for (size_t i = 0; store && i < tw_openssl_store_count(store); i++) {
+        struct tw_cert *cert = tw_openssl_store_get(store, i);
+        int ok = !cert
+                 || X509_add_cert(pool, cert->x509,
+                                  X509_ADD_FLAG_UP_REF
+                                      | X509_ADD_FLAG_NO_DUP);
+        tw_openssl_cert_free(cert);
+        if (!ok) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static enum tw_status use_certificate(SSL_CTX *ctx, SSL *ssl,
+                                      struct tw_cert *cert,
+                                      struct tw_store *chain,
+                                      struct tw_error *err)
+{
+    enum tw_status st = TW_E_NOMEM;
+    STACK_OF(X509) *pool = sk_X509_new_null();
+    STACK_OF(X509) *path = NULL;
+
+    if (!cert->key) {
+        st = tw_error_set(err, TW_E_ARGUMENT, SEC_E_NO_CREDENTIALS,
+                          "the certificate has no private key");
+        goto done;
+    }
+    if (!pool
+        || (cert->chain
+            && !X509_add_certs(pool, cert->chain, X509_ADD_FLAG_UP_REF
+                                                   | X509_ADD_FLAG_NO_DUP))
+        || !pool_add(pool, chain)
+        || !(path = path_from(cert->x509, pool))) {
+        st = tw_error_set(err, TW_E_NOMEM, SEC_E_INSUFFICIENT_MEMORY, "%s",
+                          "out of memory");
+        goto done;
+    }
+    ERR_clear_error();
+    if (ctx ? SSL_CTX_use_cert_and_key(ctx, cert->x509, cert->key, path, 1)
+            : SSL_use_cert_and_key(ssl, cert->x509, cert->key, path, 1)) {
+        st = TW_DONE;
+    } else {
+        st = tw_openssl_fail(err, TW_E_TLS, SEC_E_UNKNOWN_CREDENTIALS,
+                             "the certificate cannot be used");
+    }
+done:
+    sk_X509_pop_free(pool, X509_free);
+    sk_X509_pop_free(path, X509_free);
+    return st;
+}
+
+/* Keeps the suites whose keys have min to max bits. */
+static enum tw_status limit_strength(SSL_CTX *ctx, int min, int max,
+                                     struct tw_error *err)
+{
+    char list12[4096] = "", list13[512] = "";
+    STACK_OF(SSL_CIPHER) *ciphers = SSL_CTX_get_ciphers(ctx);
+
+    for (int i = 0; i < sk_SSL_CIPHER_num(ciphers); i++) {
+        const SSL_CIPHER *cipher = sk_SSL_CIPHER_value(ciphers, i);
+        const char *name = SSL_CIPHER_get_name(cipher);
+        bool is13 = strncmp(name, "TLS_", 4) == 0;
+        char *list = is13 ? list13 : list12;
+        size_t room = is13 ? sizeof(list13) : sizeof(list12);
+        int bits = SSL_CIPHER_get_bits(cipher, NULL);
+        if (bits < min || (max > 0 && bits > max)
+            || strlen(list) + strlen(name) + 2 > room) {
+            continue;
+        }
+        if (list[0]) {
+            strcat(list, ":");
+        }
+        strcat(list, name);
+    }
+    if (!list12[0] && !list13[0]) {
+        return tw_error_set(err, TW_E_ARGUMENT, SEC_E_ALGORITHM_MISMATCH,
+                            "no cipher suite has a key of %d to %d bits",
+                            min, max);
+    }
+    if (!SSL_CTX_set_ciphersuites(ctx, list13)
+        || (list12[0] && !SSL_CTX_set_cipher_list(ctx, list12))) {
+        return tw_openssl_fail(err, TW_E_ARGUMENT,
+                               SEC_E_ALGORITHM_MISMATCH, "cipherstrength");
+    }
+    if (!list12[0]) {
+        (void)SSL_CTX_set_min_proto_version(ctx, TLS1_3_VERSION);
+    }
+    return TW_DONE;
+}
+
+static enum tw_status set_protocols(SSL_CTX *ctx, uint32_t protocols,
+                                    struct tw_error *err)
+{
+    if (protocols == 0) {
+        /* at least TLS 1.2; a system policy may ask for more */
+        int floor = (int)SSL_CTX_get_min_proto_version(ctx);
+        if (floor < TLS1_2_VERSION) {
+            (void)SSL_CTX_set_min_proto_version(ctx, TLS1_2_VERSION);
+        }
+        return TW_DONE;
+    }
+    if (protocols & ~(uint32_t)(TW_TLS1_2 | TW_TLS1_3)) {
+        return tw_error_set(err, TW_E_UNSUPPORTED,
+                            SEC_E_UNSUPPORTED_FUNCTION,
+                            "this engine offers TLS 1.2 and TLS 1.3 only");
+    }
+    if (!SSL_CTX_set_min_proto_version(
+            ctx, protocols & TW_TLS1_2 ? TLS1_2_VERSION : TLS1_3_VERSION)
+        || !SSL_CTX_set_max_proto_version(
+            ctx, protocols & TW_TLS1_3 ? TLS1_3_VERSION : TLS1_2_VERSION)) {
+        return tw_openssl_fail(err, TW_E_UNSUPPORTED,
+                               SEC_E_UNSUPPORTED_FUNCTION,
+                               "the protocol range is not available");
+    }
+    return TW_DONE;
+}
+
+static enum tw_status add_ca_names(SSL_CTX *ctx, struct tw_store *roots,
+                                   struct tw_error *err)
+{
+    for (size_t i = 0; roots && i < tw_openssl_store_count(roots); i++) {
+        struct tw_cert *cert = tw_openssl_store_get(roots, i);
+        int ok = !cert || SSL_CTX_add_client_CA(ctx, cert->x509);
+        tw_openssl_cert_free(cert);
+        if (!ok) {
+            return tw_error_set(err, TW_E_NOMEM, SEC_E_INSUFFICIENT_MEMORY,
+                                "%s", "out of memory");
+        }
+    }
+    return TW_DONE;
+}
+
+static enum tw_status configure(struct credentials *cred,
+                                const struct tw_credentials_config *config,
+                                struct tw_error *err)
+{
+    SSL_CTX *ctx = cred->ssl_ctx;
+    enum tw_status st = set_protocols(ctx, config->protocols, err);
+
+    (void)SSL_CTX_clear_mode(ctx, SSL_MODE_AUTO_RETRY);
+    (void)SSL_CTX_set_mode(ctx, SSL_MODE_RELEASE_BUFFERS
+                                    | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
+    SSL_CTX_set_quiet_shutdown(ctx, 0);
+    SSL_CTX_set_cert_verify_callback(ctx, verify_peer, NULL);
+    SSL_CTX_set_cert_cb(ctx, choose_certificate, NULL);
+    SSL_CTX_set_alpn_select_cb(ctx, choose_alpn, NULL);
+    if (config->flags & TW_CRED_NO_RESUME) {
+        (void)SSL_CTX_set_options(ctx, SSL_OP_NO_TICKET);
+        (void)SSL_CTX_set_session_cache_mode(ctx, SSL_SESS_CACHE_OFF);
+        (void)SSL_CTX_set_num_tickets(ctx, 0);
+    } else if (config->role == TW_CLIENT) {
+        (void)SSL_CTX_set_session_cache_mode(
+            ctx, SSL_SESS_CACHE_CLIENT | SSL_SESS_CACHE_NO_INTERNAL);
+        SSL_CTX_sess_set_new_cb(ctx, session_new);
+    } else {
+        (void)SSL_CTX_set_session_cache_mode(ctx, SSL_SESS_CACHE_SERVER);
+        (void)SSL_CTX_set_num_tickets(ctx, 1);
+    }
+    if (config->session_lifespan > 0) {
+        (void)SSL_CTX_set_timeout(ctx, config->session_lifespan);
+    }
+    if (config->role == TW_SERVER) {
+        (void)SSL_CTX_set_options(ctx, SSL_OP_CIPHER_SERVER_PREFERENCE);
+    }
+    if (st == TW_DONE && config->ciphers
+        && !SSL_CTX_set_cipher_list(ctx, config->ciphers)) {
+        st = tw_openssl_fail(err, TW_E_ARGUMENT, SEC_E_ALGORITHM_MISMATCH,
+                             "no cipher suite of the list is available");
+    }
+    if (st == TW_DONE && (config->min_bits > 0 || config->max_bits > 0)) {
+        st = limit_strength(ctx, config->min_bits, config->max_bits, err);
+    }
+    for (size_t i = 0; st == TW_DONE && i < config->cert_count; i++) {
+        st = use_certificate(ctx, NULL, config->certs[i], config->chain,
+                             err);
+        cred->has_cert = true;
+    }
+    if (st == TW_DONE && config->role == TW_SERVER) {
+        st = add_ca_names(ctx, config->roots, err);
+    }
+    return st;
+}
+
+static enum tw_status acquire(const struct tw_credentials_config *config,
+                              CredHandle *out, struct tw_error *err)
+{
+    struct credentials *cred;
+    enum tw_status st;
+
+    if (config->flags & TW_CRED_DEFAULT_CLIENT_CERT) {
+        return tw_error_set(err, TW_E_UNSUPPORTED,
+                            SEC_E_UNSUPPORTED_FUNCTION,
+                            "OpenSSL has no default client certificate");
+    }
+    ERR_clear_error();
+    if (!ready() || !(cred = calloc(1, sizeof(*cred)))) {
+        return tw_error_set(err, TW_E_NOMEM, SEC_E_INSUFFICIENT_MEMORY,
+                            "%s", "out of memory");
+    }
+    tw_count_init(&cred->refs, 1);
+    tw_lock_init(&cred->lock);
+    cred->role = config->role;
+    cred->flags = config->flags;
+    cred->ssl_ctx = SSL_CTX_new(config->role == TW_SERVER
+                                    ? TLS_server_method()
+                                    : TLS_client_method());
+    if (!cred->ssl_ctx) {
+        st = tw_openssl_fail(err, TW_E_TLS, SEC_E_INTERNAL_ERROR,
+                             "OpenSSL could not be set up");
+    } else {
+        st = configure(cred, config, err);
+    }
+    if (st != TW_DONE) {
+        credentials_free(cred);
+        return st;
+    }
+    out->dwLower = (uintptr_t)cred;
+    out->dwUpper = 0;
+    return TW_DONE;
+}
+
+static SECURITY_STATUS free_credentials_handle(PCredHandle handle)
+{
+    if (!handle || !SecIsValidHandle(handle) || !handle->dwLower) {
+        return SEC_E_INVALID_HANDLE;
+    }
+    credentials_free((struct credentials *)handle->dwLower);
+    SecInvalidateHandle(handle);
+    return SEC_E_OK;
+}
+
+/* ----------------------------------------------------------- contexts */
+
+static struct context *context_at(PCtxtHandle handle)
+{
+    if (!handle || !SecIsValidHandle(handle)) {
+        return NULL;
+    }
+    return (struct context *)handle->dwLower;
+}
+
+static void context_free(struct context *c)
+{
+    if (!c) {
+        return;
+    }
+    if (c->ssl) {
+        if (c->suspended && c->role == TW_SERVER) {
+            /* let the paused job run out: its stack is freed by its end */
+            c->verdict = REFUSED;
+            c->x509_error = X509_V_ERR_APPLICATION_VERIFICATION;
+            c->in = NULL;
+            c->in_len = c->in_pos = 0;
+            (void)SSL_do_handshake(c->ssl);
+            ERR_clear_error();
+        }
+        if (c->open && !c->dead) {
+            /* without this the session would not be resumable */
+            SSL_set_shutdown(c->ssl,
+                             SSL_SENT_SHUTDOWN | SSL_RECEIVED_SHUTDOWN);
+        }
+        SSL_free(c->ssl);
+    }
+    tw_openssl_cert_free(c->peer);
+    if (c->out) {
+        OPENSSL_cleanse(c->out, c->out_room);
+        free(c->out);
+    }
+    free(c->alpn);
+    credentials_free(c->cred);
+    free(c);
+}
+
+static bool is_address(const char *name)
+{
+    unsigned char bytes[16];
+
+    return inet_pton(AF_INET, name, bytes) == 1
+           || inet_pton(AF_INET6, name, bytes) == 1;
+}
+
+/* UTF-16 to ASCII: a target name is A-labels or an address literal. */
+static bool set_target(struct context *c, const SEC_WCHAR *target)
+{
+    size_t n = 0;
+
+    for (; target && target[n]; n++) {
+        if (target[n] > 0x7e || target[n] < 0x21
+            || n + 1 >= sizeof(c->target)) {
+            return false;
+        }
+        c->target[n] = (char)target[n];
+    }
+    c->target[n] = '\0';
+    return true;
+}
+
+static SECURITY_STATUS set_client(struct context *c)
+{
+    SSL_SESSION *session;
+
+    SSL_set_connect_state(c->ssl);
+    SSL_set_verify(c->ssl, SSL_VERIFY_PEER, NULL);
+    if (c->target[0] && !is_address(c->target)
+        && !SSL_set_tlsext_host_name(c->ssl, c->target)) {
+        return SEC_E_TARGET_UNKNOWN;
+    }
+    (void)SSL_set_tlsext_status_type(c->ssl, TLSEXT_STATUSTYPE_ocsp);
+    if (c->alpn
+        && SSL_set_alpn_protos(c->ssl, c->alpn, (unsigned)c->alpn_len)
+               != 0) {
+        return SEC_E_INVALID_TOKEN;
+    }
+    if (!(c->cred->flags & TW_CRED_NO_RESUME) && c->target[0]) {
+        session = session_take(c->cred, c->target);
+        if (session) {
+            (void)SSL_set_session(c->ssl, session);
+            SSL_SESSION_free(session);
+        }
+    }
+    return SEC_E_OK;
+}
+
+static SECURITY_STATUS set_server(struct context *c, bool ask)
+{
+    /* a session made without asking for a certificate is no good where one
+       is asked for, and the other way round (RFC 8446, 4.6.1) */
+    static const unsigned char kinds[2] = { 'n', 'c' };
+
+    SSL_set_accept_state(c->ssl);
+    (void)SSL_set_session_id_context(c->ssl, &kinds[ask], 1);
+    if (ask) {
+        SSL_set_verify(c->ssl, SSL_VERIFY_PEER, NULL);
+        /* a ticket would carry the client's leaf without its chain */
+        (void)SSL_set_options(c->ssl, SSL_OP_NO_TICKET);
+        if (ASYNC_is_capable()) {
+            (void)SSL_set_mode(c->ssl, SSL_MODE_ASYNC);
+        }
+    } else {
+        SSL_set_verify(c->ssl, SSL_VERIFY_NONE, NULL);
+    }
+    return SEC_E_OK;
+}
+
+/* SEC_APPLICATION_PROTOCOLS: u32 size, u32 extension, u16 list, bytes. */
+static SECURITY_STATUS set_alpn(struct context *c, const SecBuffer *buffer)
+{
+    const uint8_t *p = buffer->pvBuffer;
+    uint16_t len;
+
+    if (!p || buffer->cbBuffer < 10) {
+        return SEC_E_INVALID_TOKEN;
+    }
+    memcpy(&len, p + 8, sizeof(len));
+    if (len == 0 || (size_t)len + 10 > buffer->cbBuffer) {
+        return SEC_E_INVALID_TOKEN;
+    }
+    c->alpn = malloc(len);
+    if (!c->alpn) {
+        return SEC_E_INSUFFICIENT_MEMORY;
+    }
+    memcpy(c->alpn, p + 10, len);
+    c->alpn_len = len;
+    return SEC_E_OK;
+}
+
+static struct context *context_new(struct credentials *cred,
+                                   enum tw_role role,
+                                   const SEC_WCHAR *target,
+                                   const SecBuffer *alpn, bool ask,
+                                   SECURITY_STATUS *st)
+{
+    struct context *c = calloc(1, sizeof(*c));
+    BIO *bio = NULL;
+
+    *st = SEC_E_INSUFFICIENT_MEMORY;
+    if (!c) {
+        return NULL;
+    }
+    tw_count_up(&cred->refs);
+    c->cred = cred;
+    c->role = role;
+    c->alert = c->alert_received = c->alert_sent = -1;
+    c->x509_error = X509_V_ERR_APPLICATION_VERIFICATION;
+    c->ssl = SSL_new(cred->ssl_ctx);
+    bio = c->ssl ? BIO_new(span_method) : NULL;
+    if (!bio || !SSL_set_ex_data(c->ssl, context_index, c)) {
+        BIO_free(bio);
+        goto failed;
+    }
+    BIO_set_data(bio, c);
+    BIO_set_init(bio, 1);
+    SSL_set_bio(c->ssl, bio, bio);
+    SSL_set_msg_callback(c->ssl, message_seen);
+    SSL_set_msg_callback_arg(c->ssl, c);
+    if (alpn && (*st = set_alpn(c, alpn)) != SEC_E_OK) {
+        goto failed;
+    }
+    if (!set_target(c, target)) {
+        *st = SEC_E_TARGET_UNKNOWN;
+        goto failed;
+    }
+    *st = role == TW_CLIENT ? set_client(c) : set_server(c, ask);
+    if (*st == SEC_E_OK) {
+        return c;
+    }
+failed:
+    context_free(c);
+    return NULL;
+}
+
+/* Moves gathered output into the caller's TOKEN buffer. */
+static SECURITY_STATUS give_token(struct context *c, PSecBufferDesc out,
+                                  bool allocate)
+{
+    SecBuffer *token = NULL;
+
+    for (ULONG i = 0; out && i < out->cBuffers; i++) {
+        SecBuffer *b = &out->pBuffers[i];
+        if (b->BufferType == SECBUFFER_TOKEN && !token) {
+            token = b;
+        } else if (b->BufferType == SECBUFFER_ALERT && allocate) {
+            b->cbBuffer = 0;
+            b->pvBuffer = NULL;
+        }
+    }
+    if (c->out_len == 0) {
+        if (token) {
+            token->cbBuffer = 0;
+            if (allocate) {
+                token->pvBuffer = NULL;
+            }
+        }
+        return SEC_E_OK;
+    }
+    if (!token) {
+        return SEC_E_INVALID_TOKEN;
+    }
+    if (allocate) {
+        token->pvBuffer = c->out; /* FreeContextBuffer is free */
+        token->cbBuffer = (ULONG)c->out_len;
+        c->out = NULL;
+        c->out_room = 0;
+    } else if (!token->pvBuffer || token->cbBuffer < c->out_len) {
+        return SEC_E_BUFFER_TOO_SMALL; /* kept for the next call */
+    } else {
+        memcpy(token->pvBuffer, c->out, c->out_len);
+        token->cbBuffer = (ULONG)c->out_len;
+    }
+    c->out_len = 0;
+    return SEC_E_OK;
+}
+
+static void report_extra(PSecBufferDesc in, size_t extra)
+{
+    for (ULONG i = 1; in && i < in->cBuffers; i++) {
+        SecBuffer *b = &in->pBuffers[i];
+        if (b->BufferType == SECBUFFER_EMPTY) {
+            if (extra) {
+                b->BufferType = SECBUFFER_EXTRA;
+                b->cbBuffer = (ULONG)extra;
+                b->pvBuffer = NULL; /* found by length, from the end */
+            }
+            return;
+        }
+    }
+}
+
+static void report_missing(SecBufferDesc *in, size_t missing)
+{
+    for (ULONG i = 1; in && i < in->cBuffers; i++) {
+        SecBuffer *b = &in->pBuffers[i];
+        if (b->BufferType == SECBUFFER_EMPTY) {
+            b->BufferType = SECBUFFER_MISSING;
+            b->cbBuffer = (ULONG)missing;
+            return;
+        }
+    }
+}
+
+/* ------------------------------------------------- feeding by records */
+
+/* The length of the first record, or 0 with *missing. A header that no
+   record can have counts as whole: the SSL object is to refuse it. */
+static size_t record_span(const uint8_t *p, size_t len, size_t *missing)
+{
+    size_t body;
+
+    *missing = 0;
+    if (len > 0 && (p[0] < 20 || p[0] > 24)) {
+        if (len < HEADER) {
+            *missing = HEADER - len;
+            return 0;
+        }
+        return len;
+    }
+    if (len < HEADER) {
+        *missing = HEADER - len;
+        return 0;
+    }
+    body = (size_t)p[3] << 8 | p[4];
+    if (p[1] != 3 || body > LENGTH_MAX) {
+        return HEADER;
+    }
+    if (len - HEADER < body) {
+        *missing = body - (len - HEADER);
+        return 0;
+    }
+    return HEADER + body;
+}
+
+enum drive { FINISHED, MORE, SUSPENDED, LOOKUP, CLOSED, BROKEN };
+
+/* One SSL_do_handshake over what `in` shows. */
+static enum drive drive_once(struct context *c)
+{
+    int r;
+
+    ERR_clear_error();
+    c->suspended = false;
+    c->lookup = false;
+    r = SSL_do_handshake(c->ssl);
+    if (r == 1) {
+        return FINISHED;
+    }
+    switch (SSL_get_error(c->ssl, r)) {
+    case SSL_ERROR_WANT_READ:
+        return MORE;
+    case SSL_ERROR_WANT_RETRY_VERIFY:
+    case SSL_ERROR_WANT_ASYNC:
+        c->suspended = true;
+        return SUSPENDED;
+    case SSL_ERROR_WANT_X509_LOOKUP:
+        return LOOKUP;
+    case SSL_ERROR_ZERO_RETURN:
+        return CLOSED;
+    default:
+        return BROKEN;
+    }
+}
+
+/* Feeds whole records one by one until the handshake is done, pauses,
+   fails, or no whole record is left. *used: bytes taken. */
+static enum drive drive(struct context *c, const uint8_t *p, size_t len,
+                        bool resume, size_t *used)
+{
+    enum drive d = MORE;
+    static const uint8_t nothing[1];
+    size_t missing;
+
+    *used = 0;
+    p = p ? p : nothing;
+    while (d == MORE) {
+        size_t span = record_span(p + *used, len - *used, &missing);
+        if (span == 0 && !resume) {
+            break;
+        }
+        resume = false;
+        c->in = p + *used;
+        c->in_len = span;
+        c->in_pos = 0;
+        d = drive_once(c);
+        *used += c->in_pos;
+        c->in = NULL;
+        c->in_len = c->in_pos = 0;
+        if (d == MORE && !c->open && c->role == TW_CLIENT
+            && c->verdict == UNASKED && SSL_session_reused(c->ssl)) {
+            c->verdict = PAUSED;
+            c->suspended = true;
+            d = SUSPENDED;
+        }
+    }
+    return d;
+}
+
+static SECURITY_STATUS finish(struct context *c)
+{
+    if (!c->open) {
+        c->open = true;
+        (void)SSL_clear_mode(c->ssl, SSL_MODE_ASYNC);
+    }
+    return SEC_E_OK;
+}
+
+/* The handshake's step with input p[0..len). */
+static SECURITY_STATUS handshake(struct context *c, const uint8_t *p,
+                                 size_t len, bool resume,
+                                 PSecBufferDesc in)
+{
+    size_t used = 0, missing = 0, skip = c->replay;
+    SECURITY_STATUS st;
+
+    if (skip > len) {
+        return SEC_E_INVALID_TOKEN;
+    }
+    if (!resume && record_span(p + skip, len - skip, &missing) == 0) {
+        report_missing(in, missing);
+        return SEC_E_INCOMPLETE_MESSAGE;
+    }
+    c->replay = 0;
+    switch (drive(c, p + skip, len - skip, resume, &used)) {
+    case FINISHED:
+        st = finish(c);
+        break;
+    case MORE:
+    case SUSPENDED:
+        st = SEC_I_CONTINUE_NEEDED;
+        break;
+    case LOOKUP:
+        c->replay = skip + used;
+        return SEC_I_INCOMPLETE_CREDENTIALS;
+    case CLOSED:
+        c->dead = true;
+        st = SEC_I_CONTEXT_EXPIRED;
+        break;
+    default:
+        return failure(c);
+    }
+    report_extra(in, len - skip - used);
+    return st;
+}
+
+/* A step once the first handshake is over: answers what DecryptMessage
+   reported, or goes on with a renegotiation (TLS 1.2). */
+static SECURITY_STATUS after_handshake(struct context *c, const uint8_t *p,
+                                       size_t len, PSecBufferDesc in)
+{
+    size_t used = 0;
+
+    if (SSL_version(c->ssl) != TLS1_3_VERSION && SSL_in_init(c->ssl)) {
+        return handshake(c, p, len, len == 0, in);
+    }
+    if (c->update_asked) {
+        /* RFC 8446, 4.6.3: answer with one of our own before any data */
+        c->update_asked = false;
+        if (!SSL_key_update(c->ssl, SSL_KEY_UPDATE_NOT_REQUESTED)
+            || drive(c, NULL, 0, true, &used) != FINISHED) {
+            return failure(c);
+        }
+    }
+    report_extra(in, len);
+    return SEC_E_OK;
+}
+
+/* The plaintext alert record of a handshake that has no keys yet. */
+static bool plain_alert(struct context *c, int alert)
+{
+    const uint8_t record[7] = { 21, 3, 3, 0, 2, 2, (uint8_t)alert };
+    size_t n;
+
+    if (c->open) {
+        return false;
+    }
+    return span_write(SSL_get_wbio(c->ssl), (const char *)record,
+                      sizeof(record), &n) == 1;
+}
+
+/* The step that follows ApplyControlToken. */
+static SECURITY_STATUS control_step(struct context *c)
+{
+    if (c->alert >= 0) {
+        /* If the SSL object failed by itself its own alert is in `out`;
+           otherwise it has no call that sends one under keys. */
+        if (c->out_len == 0) {
+            (void)plain_alert(c, c->alert);
+        }
+        c->alert = -1;
+        c->dead = true;
+        return SEC_E_OK;
+    }
+    c->shutdown = false;
+    ERR_clear_error();
+    if (SSL_shutdown(c->ssl) < 0) {
+        ERR_clear_error();
+        return SEC_E_INTERNAL_ERROR;
+    }
+    return SEC_E_OK;
+}
+
+static const SecBuffer *find(PSecBufferDesc desc, ULONG type)
+{
+    for (ULONG i = 0; desc && i < desc->cBuffers; i++) {
+        if (desc->pBuffers[i].BufferType == type) {
+            return &desc->pBuffers[i];
+        }
+    }
+    return NULL;
+}
+
+/* What InitializeSecurityContext and AcceptSecurityContext share, with a
+   context at hand. */
+static SECURITY_STATUS step(struct context *c, PSecBufferDesc in,
+                            PSecBufferDesc out, bool allocate, bool first)
+{
+    const SecBuffer *token = find(in, SECBUFFER_TOKEN);
+    static const uint8_t nothing[1];
+    const uint8_t *p = token && token->pvBuffer ? token->pvBuffer : nothing;
+    size_t len = token && token->pvBuffer ? token->cbBuffer : 0;
+    SECURITY_STATUS st, given;
+
+    if (c->dead && c->alert < 0) {
+        return SEC_E_INVALID_HANDLE;
+    }
+    if (c->shutdown || c->alert >= 0) {
+        st = control_step(c);
+    } else if (c->open) {
+        st = after_handshake(c, p, len, in);
+    } else {
+        bool resume = c->suspended || c->lookup
+                      || (first && c->role == TW_CLIENT);
+        if (len == 0 && !resume) {
+            return SEC_E_INCOMPLETE_MESSAGE;
+        }
+        if (c->suspended && c->verdict == PAUSED) {
+            return SEC_E_OUT_OF_SEQUENCE; /* the verdict comes first */
+        }
+        st = handshake(c, p, len, resume, in);
+    }
+    if (st == SEC_E_INCOMPLETE_MESSAGE || (c->open && c->dead)) {
+        if (c->out_len == 0) {
+            return st;
+        }
+    }
+    given = give_token(c, out, allocate);
+    return given == SEC_E_OK ? st : (st < 0 ? st : given);
+}
+
+/* Fact 3: an EMPTY buffer with a size is no input. */
+static bool misshapen(PSecBufferDesc in)
+{
+    return in && in->cBuffers > 0
+           && in->pBuffers[0].BufferType == SECBUFFER_EMPTY
+           && in->pBuffers[0].cbBuffer > 0;
+}
+
+/* The first step of either role. A context is made only if it succeeds;
+   failing, its token is given all the same. */
+static SECURITY_STATUS first_step(struct credentials *cred,
+                                  enum tw_role role,
+                                  const SEC_WCHAR *target, bool ask,
+                                  PSecBufferDesc in, PCtxtHandle fresh,
+                                  PSecBufferDesc out, bool allocate)
+{
+    SECURITY_STATUS st;
+    struct context *c;
+    size_t missing = 0;
+
+    if (!fresh) {
+        return SEC_E_INVALID_HANDLE;
+    }
+    if (role == TW_SERVER) {
+        const SecBuffer *token = find(in, SECBUFFER_TOKEN);
+        if (!token) {
+            return SEC_E_INVALID_TOKEN;
+        }
+        if (record_span(token->pvBuffer, token->cbBuffer, &missing) == 0) {
+            report_missing(in, missing);
+            return SEC_E_INCOMPLETE_MESSAGE;
+        }
+    }
+    c = context_new(cred, role, target,
+                    find(in, SECBUFFER_APPLICATION_PROTOCOLS), ask, &st);
+    if (!c) {
+        return st;
+    }
+    st = step(c, in, out, allocate, true);
+    if (st < 0) {
+        context_free(c);
+        return st;
+    }
+    fresh->dwLower = (uintptr_t)c;
+    fresh->dwUpper = 0;
+    return st;
+}
+
+static SECURITY_STATUS use_other_credentials(struct context *c,
+                                             struct credentials *cred)
+{
+    X509 *cert;
+    EVP_PKEY *key;
+    STACK_OF(X509) *chain = NULL;
+
+    if (cred == c->cred) {
+        return SEC_E_OK;
+    }
+    cert = SSL_CTX_get0_certificate(cred->ssl_ctx);
+    key = SSL_CTX_get0_privatekey(cred->ssl_ctx);
+    if (!cert || !key) {
+        return SEC_E_OK;
+    }
+    (void)SSL_CTX_get0_chain_certs(cred->ssl_ctx, &chain);
+    if (!SSL_use_cert_and_key(c->ssl, cert, key, chain, 1)) {
+        ERR_clear_error();
+        return SEC_E_UNKNOWN_CREDENTIALS;
+    }
+    return SEC_E_OK;
+}
+
+static SECURITY_STATUS initialize_security_context(
+    PCredHandle cred, PCtxtHandle ctx, SEC_WCHAR *target, ULONG req,
+    ULONG reserved1, ULONG drep, PSecBufferDesc in, ULONG reserved2,
+    PCtxtHandle fresh, PSecBufferDesc out, ULONG *attr, void *expiry)
+{
+    bool allocate = (req & ISC_REQ_ALLOCATE_MEMORY) != 0;
+    struct context *c = context_at(ctx);
+    SECURITY_STATUS st;
+
+    (void)reserved1;
+    (void)drep;
+    (void)reserved2;
+    (void)expiry;
+    if (misshapen(in)) {
+        return SEC_E_INVALID_TOKEN;
+    }
+    if (attr) {
+        *attr = req;
+    }
+    if (ctx) {
+        if (!c || c->role != TW_CLIENT) {
+            return SEC_E_INVALID_HANDLE;
+        }
+        c->supplied = (req & ISC_REQ_USE_SUPPLIED_CREDS) != 0;
+        if (c->lookup && cred && SecIsValidHandle(cred)) {
+            st = use_other_credentials(
+                c, (struct credentials *)cred->dwLower);
+            if (st != SEC_E_OK) {
+                return st;
+            }
+        }
+        return step(c, in, out, allocate, false);
+    }
+    if (!cred || !SecIsValidHandle(cred)
+        || ((struct credentials *)cred->dwLower)->role != TW_CLIENT) {
+        return SEC_E_INVALID_HANDLE;
+    }
+    return first_step((struct credentials *)cred->dwLower, TW_CLIENT,
+                      target, false, in, fresh, out, allocate);
+}
+
+static SECURITY_STATUS accept_security_context(
+    PCredHandle cred, PCtxtHandle ctx, PSecBufferDesc in, ULONG req,
+    ULONG drep, PCtxtHandle fresh, PSecBufferDesc out, ULONG *attr,
+    void *expiry)
+{
+    bool allocate = (req & ASC_REQ_ALLOCATE_MEMORY) != 0;
+    struct context *c = context_at(ctx);
+
+    (void)drep;
+    (void)expiry;
+    if (misshapen(in)) {
+        return SEC_E_INVALID_TOKEN;
+    }
+    if (attr) {
+        *attr = req;
+    }
+    if (ctx) {
+        if (!c || c->role != TW_SERVER) {
+            return SEC_E_INVALID_HANDLE;
+        }
+        return step(c, in, out, allocate, false);
+    }
+    if (!cred || !SecIsValidHandle(cred)
+        || ((struct credentials *)cred->dwLower)->role != TW_SERVER) {
+        return SEC_E_INVALID_HANDLE;
+    }
+    return first_step((struct credentials *)cred->dwLower, TW_SERVER, NULL,
+                      (req & ASC_REQ_MUTUAL_AUTH) != 0, in, fresh, out,
+                      allocate);
+}
+
+static SECURITY_STATUS delete_security_context(PCtxtHandle ctx)
+{
+    struct context *c = context_at(ctx);
+
+    if (!c) {
+        return SEC_E_INVALID_HANDLE;
+    }
+    context_free(c);
+    SecInvalidateHandle(ctx);
+    return SEC_E_OK;
+}
+
+static SECURITY_STATUS apply_control_token(PCtxtHandle ctx,
+                                           PSecBufferDesc in)
+{
+    struct context *c = context_at(ctx);
+    const SecBuffer *token = find(in, SECBUFFER_TOKEN);
+    ULONG kind;
+
+    if (!c) {
+        return SEC_E_INVALID_HANDLE;
+    }
+    if (!token || token->cbBuffer < sizeof(kind)) {
+        return SEC_E_INVALID_TOKEN;
+    }
+    memcpy(&kind, token->pvBuffer, sizeof(kind));
+    if (kind == SCHANNEL_SHUTDOWN) {
+        c->shutdown = true;
+        return SEC_E_OK;
+    }
+    if (kind == SCHANNEL_ALERT
+        && token->cbBuffer >= sizeof(SCHANNEL_ALERT_TOKEN)) {
+        SCHANNEL_ALERT_TOKEN alert;
+        memcpy(&alert, token->pvBuffer, sizeof(alert));
+        c->alert = (int)(alert.dwAlertNumber & 0xff);
+        return SEC_E_OK;
+    }
+    return kind == SCHANNEL_SESSION ? SEC_E_UNSUPPORTED_FUNCTION
+                                    : SEC_E_INVALID_TOKEN;
+}
+
+static SECURITY_STATUS free_context_buffer(void *buffer)
+{
+    free(buffer);
+    return SEC_E_OK;
+}
+
+/* -------------------------------------------------------- the records */
+
+static void stream_sizes(struct context *c, SecPkgContext_StreamSizes *s)
+{
+    const SSL_CIPHER *cipher = SSL_get_current_cipher(c->ssl);
+    int nid = cipher ? SSL_CIPHER_get_cipher_nid(cipher) : NID_undef;
+
+    s->cBuffers = 4;
+    s->cbMaximumMessage = 16384;
+    s->cbBlockSize = 1;
+    s->cbHeader = HEADER;
+    if (SSL_version(c->ssl) == TLS1_3_VERSION) {
+        s->cbTrailer = 17; /* inner type and tag */
+    } else if (nid == NID_chacha20_poly1305) {
+        s->cbTrailer = 16;
+    } else if (cipher && SSL_CIPHER_is_aead(cipher)) {
+        s->cbHeader += 8; /* explicit nonce, RFC 5288, 3 */
+        s->cbTrailer = 16;
+    } else {
+        s->cbHeader += 16; /* IV of a block */
+        s->cbTrailer = 48 + 16; /* MAC, then a block of padding */
+        s->cbBlockSize = 16;
+    }
+}
+
+static SECURITY_STATUS record_seal(struct context *c, SecBuffer *header,
+                                   SecBuffer *data, SecBuffer *trailer)
+{
+    size_t room = (size_t)header->cbBuffer + data->cbBuffer
+                  + trailer->cbBuffer;
+    uint8_t *at = header->pvBuffer, *gathered = NULL;
+    size_t taken = 0, len = data->cbBuffer;
+    SECURITY_STATUS st = SEC_E_OK;
+
+    if (at + header->cbBuffer != (uint8_t *)data->pvBuffer
+        || at + header->cbBuffer + len != (uint8_t *)trailer->pvBuffer) {
+        at = gathered = malloc(room);
+        if (!gathered) {
+            return SEC_E_INSUFFICIENT_MEMORY;
+        }
+    }
+    c->sink = at;
+    c->sink_room = room;
+    c->sink_len = 0;
+    ERR_clear_error();
+    if (SSL_write_ex(c->ssl, data->pvBuffer, len, &taken) != 1
+        || taken != len || c->out_len > 0
+        || c->sink_len < header->cbBuffer + len) {
+        st = failure(c);
+    } else {
+        trailer->cbBuffer =
+            (ULONG)(c->sink_len - header->cbBuffer - len);
+        if (gathered) {
+            memcpy(header->pvBuffer, at, header->cbBuffer);
+            memcpy(data->pvBuffer, at + header->cbBuffer, len);
+            memcpy(trailer->pvBuffer, at + header->cbBuffer + len,
+                   trailer->cbBuffer);
+        }
+    }
+    c->sink = NULL;
+    c->sink_room = c->sink_len = 0;
+    free(gathered);
+    return st;
+}
+
+/* Opens the record p[0..span) in place: plaintext at p + HEADER. */
+static SECURITY_STATUS record_open(struct context *c, uint8_t *p,
+                                   size_t span, size_t *n)
+{
+    SECURITY_STATUS st;
+    int r;
+
+    c->in = p;
+    c->in_len = span;
+    c->in_pos = 0;
+    c->saw_handshake = false;
+    *n = 0;
+    ERR_clear_error();
+    /* the SSL object takes the whole record before it gives plaintext, so
+       the two may lie in the same memory */
+    r = SSL_read_ex(c->ssl, p + HEADER, span > HEADER ? span - HEADER : 0,
+                    n);
+    if (r == 1) {
+        st = SEC_E_OK;
+    } else {
+        *n = 0;
+        switch (SSL_get_error(c->ssl, r)) {
+        case SSL_ERROR_WANT_READ:
+            st = c->saw_handshake ? SEC_I_RENEGOTIATE : SEC_E_OK;
+            break;
+        case SSL_ERROR_ZERO_RETURN:
+            st = SEC_I_CONTEXT_EXPIRED;
+            break;
+        default:
+            st = failure(c);
+            OPENSSL_cleanse(p, span); /* no unproved plaintext */
+            break;
+        }
+    }
+    c->in = NULL;
+    c->in_len = c->in_pos = 0;
+    return st;
+}
+
+static SECURITY_STATUS encrypt_message(PCtxtHandle ctx, ULONG qop,
+                                       PSecBufferDesc desc, ULONG seq)
+{
+    struct context *c = context_at(ctx);
+    SecBuffer *part[3] = { NULL, NULL, NULL };
+    SecPkgContext_StreamSizes sizes;
+
+    (void)seq;
+    if (!c || !c->open) {
+        return SEC_E_INVALID_HANDLE;
+    }
+    if (c->dead || (SSL_get_shutdown(c->ssl) & SSL_SENT_SHUTDOWN)) {
+        return SEC_E_CONTEXT_EXPIRED;
+    }
+    for (ULONG i = 0; desc && i < desc->cBuffers; i++) {
+        SecBuffer *b = &desc->pBuffers[i];
+        if (b->BufferType == SECBUFFER_STREAM_HEADER) {
+            part[0] = b;
+        } else if (b->BufferType == SECBUFFER_DATA) {
+            part[1] = b;
+        } else if (b->BufferType == SECBUFFER_STREAM_TRAILER) {
+            part[2] = b;
+        }
+    }
+    if (qop != 0 || !part[0] || !part[1] || !part[2]
+        || !part[0]->pvBuffer || !part[1]->pvBuffer
+        || !part[2]->pvBuffer) {
+        return SEC_E_INVALID_TOKEN;
+    }
+    stream_sizes(c, &sizes);
+    if (part[0]->cbBuffer < sizes.cbHeader
+        || part[2]->cbBuffer < sizes.cbTrailer) {
+        return SEC_E_BUFFER_TOO_SMALL;
+    }
+    if (part[1]->cbBuffer > sizes.cbMaximumMessage) {
+        return SEC_E_ENCRYPT_FAILURE;
+    }
+    if (part[1]->cbBuffer == 0) {
+        part[0]->cbBuffer = part[2]->cbBuffer = 0;
+        return SEC_E_OK;
+    }
+    part[0]->cbBuffer = sizes.cbHeader;
+    return record_seal(c, part[0], part[1], part[2]);
+}
+
+static SECURITY_STATUS decrypt_message(PCtxtHandle ctx,
+                                       PSecBufferDesc desc, ULONG seq,
+                                       ULONG *qop)
+{
+    struct context *c = context_at(ctx);
+    SecBuffer *b;
+    uint8_t *p;
+    size_t len, span, missing, n;
+    SECURITY_STATUS st;
+
+    (void)seq;
+    if (qop) {
+        *qop = 0;
+    }
+    if (!c || !c->open) {
+        return SEC_E_INVALID_HANDLE;
+    }
+    if (!desc || desc->cBuffers != 4) {
+        return SEC_E_INVALID_TOKEN;
+    }
+    b = desc->pBuffers;
+    if (b[0].BufferType != SECBUFFER_DATA
+        || b[1].BufferType != SECBUFFER_EMPTY
+        || b[2].BufferType != SECBUFFER_EMPTY
+        || b[3].BufferType != SECBUFFER_EMPTY) {
+        return SEC_E_INVALID_TOKEN;
+    }
+    if (c->dead) {
+        return SEC_E_CONTEXT_EXPIRED;
+    }
+    p = b[0].pvBuffer;
+    len = b[0].cbBuffer;
+    span = record_span(p, len, &missing);
+    if (span == 0) {
+        report_missing(desc, missing);
+        return SEC_E_INCOMPLETE_MESSAGE;
+    }
+    st = record_open(c, p, span, &n);
+    if (st < 0) {
+        return st;
+    }
+    b[0].BufferType = SECBUFFER_STREAM_HEADER;
+    b[0].cbBuffer = HEADER;
+    b[1].BufferType = SECBUFFER_DATA;
+    b[1].pvBuffer = p + HEADER;
+    b[1].cbBuffer = (ULONG)n;
+    b[2].BufferType = SECBUFFER_STREAM_TRAILER;
+    b[2].pvBuffer = p + HEADER + n;
+    b[2].cbBuffer = (ULONG)(span > HEADER + n ? span - HEADER - n : 0);
+    if (len > span) {
+        b[3].BufferType = SECBUFFER_EXTRA;
+        b[3].pvBuffer = p + span;
+        b[3].cbBuffer = (ULONG)(len - span);
+    }
+    return st;
+}
+
+/* --------------------------------------------------------- attributes */
+
+static void widen(SEC_WCHAR *dst, size_t room, const char *src)
+{
+    size_t n = 0;
+
+    for (; src && src[n] && n + 1 < room; n++) {
+        dst[n] = (SEC_WCHAR)(unsigned char)src[n];
+    }
+    dst[n] = 0;
+}
+
+static void cipher_info(struct context *c, SecPkgContext_CipherInfo *info)
+{
+    const SSL_CIPHER *cipher = SSL_get_current_cipher(c->ssl);
+
+    memset(info, 0, sizeof(*info));
+    info->dwVersion = SECPKGCONTEXT_CIPHERINFO_V1;
+    info->dwProtocol = (ULONG)SSL_version(c->ssl);
+    info->dwCipherSuite = SSL_CIPHER_get_protocol_id(cipher);
+    info->dwBaseCipherSuite = info->dwCipherSuite;
+    info->dwCipherLen = (ULONG)SSL_CIPHER_get_bits(cipher, NULL);
+    widen(info->szCipherSuite, SZ_ALG_MAX_SIZE,
+          SSL_CIPHER_standard_name(cipher));
+    widen(info->szCipher, SZ_ALG_MAX_SIZE, SSL_CIPHER_get_name(cipher));
+}
+
+static SECURITY_STATUS query_context_attributes(PCtxtHandle ctx,
+                                                ULONG attribute, void *out)
+{
+    struct context *c = context_at(ctx);
+
+    if (!c || !out) {
+        return SEC_E_INVALID_HANDLE;
+    }
+    if (!c->open) {
+        return SEC_E_INVALID_HANDLE;
+    }
+    switch (attribute) {
+    case SECPKG_ATTR_STREAM_SIZES:
+        stream_sizes(c, out);
+        return SEC_E_OK;
+    case SECPKG_ATTR_CIPHER_INFO:
+        cipher_info(c, out);
+        return SEC_E_OK;
+    case SECPKG_ATTR_CONNECTION_INFO: {
+        SecPkgContext_ConnectionInfo *info = out;
+        bool tls13 = SSL_version(c->ssl) == TLS1_3_VERSION;
+        memset(info, 0, sizeof(*info));
+        if (c->role == TW_CLIENT) {
+            info->dwProtocol =
+                tls13 ? SP_PROT_TLS1_3_CLIENT : SP_PROT_TLS1_2_CLIENT;
+        } else {
+            info->dwProtocol =
+                tls13 ? SP_PROT_TLS1_3_SERVER : SP_PROT_TLS1_2_SERVER;
+        }
+        info->dwCipherStrength = (ULONG)SSL_CIPHER_get_bits(
+            SSL_get_current_cipher(c->ssl), NULL);
+        return SEC_E_OK;
+    }
+    case SECPKG_ATTR_SESSION_INFO: {
+        SecPkgContext_SessionInfo *info = out;
+        memset(info, 0, sizeof(*info));
+        info->dwFlags =
+            SSL_session_reused(c->ssl) ? SSL_SESSION_RECONNECT : 0;
+        return SEC_E_OK;
+    }
+    case SECPKG_ATTR_APPLICATION_PROTOCOL: {
+        SecPkgContext_ApplicationProtocol *alpn = out;
+        const unsigned char *name;
+        unsigned len;
+        memset(alpn, 0, sizeof(*alpn));
+        SSL_get0_alpn_selected(c->ssl, &name, &len);
+        if (len > 0) {
+            alpn->ProtoNegoStatus =
+                SecApplicationProtocolNegotiationStatus_Success;
+            alpn->ProtoNegoExt =
+                SecApplicationProtocolNegotiationExt_ALPN;
+            alpn->ProtocolIdSize = (uint8_t)len;
+            memcpy(alpn->ProtocolId, name, len);
+        }
+        return SEC_E_OK;
+    }
+    default:
+        return SEC_E_UNSUPPORTED_FUNCTION;
+    }
+}
+
+/* ----------------------------------- slots beside the function table */
+
+static int x509_error_of(SECURITY_STATUS code)
+{
+    switch (code) {
+    case SEC_E_CERT_EXPIRED:
+    case CERT_E_EXPIRED:
+        return X509_V_ERR_CERT_HAS_EXPIRED;
+    case CRYPT_E_REVOKED:
+    case CERT_E_REVOKED:
+        return X509_V_ERR_CERT_REVOKED;
+    case SEC_E_UNTRUSTED_ROOT:
+    case CERT_E_UNTRUSTEDROOT:
+    case CERT_E_CHAINING:
+        return X509_V_ERR_SELF_SIGNED_CERT_IN_CHAIN;
+    case SEC_E_WRONG_PRINCIPAL:
+    case CERT_E_CN_NO_MATCH:
+        return X509_V_ERR_HOSTNAME_MISMATCH;
+    case SEC_E_CERT_WRONG_USAGE:
+    case CERT_E_WRONG_USAGE:
+    case CERT_E_PURPOSE:
+        return X509_V_ERR_INVALID_PURPOSE;
+    case TRUST_E_CERT_SIGNATURE:
+        return X509_V_ERR_CERT_SIGNATURE_FAILURE;
+    default:
+        return X509_V_ERR_APPLICATION_VERIFICATION;
+    }
+}
+
+static SECURITY_STATUS verdict(CtxtHandle *ctx, SECURITY_STATUS code,
+                               uint8_t *alert, size_t *alert_len)
+{
+    struct context *c = context_at(ctx);
+    size_t room = alert_len ? *alert_len : 0, used = 0;
+    bool was_suspended;
+
+    if (alert_len) {
+        *alert_len = 0;
+    }
+    if (!c) {
+        return SEC_E_INVALID_HANDLE;
+    }
+    was_suspended = c->suspended;
+    if (code == SEC_E_OK) {
+        c->verdict = ACCEPTED;
+        return was_suspended ? SEC_I_CONTINUE_NEEDED : SEC_E_OK;
+    }
+    c->verdict = REFUSED;
+    c->x509_error = x509_error_of(code);
+    if (was_suspended && !SSL_session_reused(c->ssl)) {
+        /* the callback answers, the SSL object sends the alert */
+        c->out_len = 0;
+        (void)drive(c, NULL, 0, true, &used);
+        ERR_clear_error();
+        if (c->out_len > 0 && c->out_len <= room) {
+            memcpy(alert, c->out, c->out_len);
+            *alert_len = c->out_len;
+        }
+        c->out_len = 0;
+    }
+    c->suspended = false;
+    c->dead = true;
+    return SEC_E_OK;
+}
+
+static enum tw_status no_certificate_from_peer(struct tw_error *err)
+{
+    return tw_error_set(err, TW_E_NOT_FOUND, SEC_E_NO_CREDENTIALS,
+                        "the peer sent no certificate");
+}
+
+static enum tw_status remote_cert(CtxtHandle *ctx, struct tw_cert **out,
+                                  struct tw_error *err)
+{
+    struct context *c = context_at(ctx);
+    X509 *x509;
+
+    *out = NULL;
+    if (!c) {
+        return no_certificate_from_peer(err);
+    }
+    if (!c->peer && (c->open || SSL_session_reused(c->ssl))
+        && (x509 = SSL_get0_peer_certificate(c->ssl))) {
+        c->peer = tw_openssl_cert_new(x509, NULL,
+                                      SSL_get_peer_cert_chain(c->ssl));
+        if (!c->peer) {
+            return tw_error_set(err, TW_E_NOMEM, SEC_E_INSUFFICIENT_MEMORY,
+                                "%s", "out of memory");
+        }
+    }
+    if (c->peer) {
+        *out = tw_openssl_cert_ref(c->peer);
+        return TW_DONE;
+    }
+    return c->open || c->peer_none ? no_certificate_from_peer(err)
+                                   : TW_WANT_READ;
+}
+
+static enum tw_status local_cert(CtxtHandle *ctx, struct tw_cert **out,
+                                 struct tw_error *err)
+{
+    struct context *c = context_at(ctx);
+    X509 *x509 = c ? SSL_get_certificate(c->ssl) : NULL;
+    STACK_OF(X509) *chain = NULL;
+
+    *out = NULL;
+    if (!x509) {
+        return tw_error_set(err, TW_E_NOT_FOUND, SEC_E_NO_CREDENTIALS,
+                            "this end has no certificate");
+    }
+    (void)SSL_get0_chain_certs(c->ssl, &chain);
+    *out = tw_openssl_cert_new(x509, NULL, chain);
+    return *out ? TW_DONE
+                : tw_error_set(err, TW_E_NOMEM, SEC_E_INSUFFICIENT_MEMORY,
+                               "%s", "out of memory");
+}
+
+static void copy_text(char *dst, size_t room, const char *src)
+{
+    size_t n = src ? strlen(src) : 0;
+
+    n = n < room ? n : room - 1;
+    memcpy(dst, src ? src : "", n);
+    dst[n] = '\0';
+}
+
+static enum tw_status facts(CtxtHandle *ctx, struct tw_facts *out,
+                            struct tw_error *err)
+{
+    struct context *c = context_at(ctx);
+    const SSL_CIPHER *cipher = c ? SSL_get_current_cipher(c->ssl) : NULL;
+    const unsigned char *alpn = NULL;
+    unsigned alpn_len = 0;
+    int group;
+
+    memset(out, 0, sizeof(*out));
+    if (!cipher) {
+        return tw_error_set(err, TW_E_STATE, SEC_E_INVALID_HANDLE,
+                            "the handshake has not come that far");
+    }
+    out->protocol =
+        SSL_version(c->ssl) == TLS1_3_VERSION ? TW_TLS1_3 : TW_TLS1_2;
+    out->suite = SSL_CIPHER_get_protocol_id(cipher);
+    out->bits = SSL_CIPHER_get_bits(cipher, NULL);
+    out->resumed = SSL_session_reused(c->ssl) != 0;
+    copy_text(out->suite_name, sizeof(out->suite_name),
+              SSL_CIPHER_standard_name(cipher));
+    copy_text(out->cipher_name, sizeof(out->cipher_name),
+              SSL_CIPHER_get_name(cipher));
+    group = (int)SSL_get_negotiated_group(c->ssl);
+    if (group != NID_undef) {
+        copy_text(out->group, sizeof(out->group),
+                  SSL_group_to_name(c->ssl, group));
+    }
+    SSL_get0_alpn_selected(c->ssl, &alpn, &alpn_len);
+    if (alpn_len > 0 && alpn_len < sizeof(out->alpn)) {
+        memcpy(out->alpn, alpn, alpn_len);
+    }
+    return TW_DONE;
+}
+
+/* RFC 5929, 3 (tls-unique) and 4 (tls-server-end-point). */
+static enum tw_status fixed_binding(struct context *c, enum tw_binding kind,
+                                    uint8_t *out, size_t *len,
+                                    struct tw_error *err)
+{
+    const char *prefix = kind == TW_BIND_UNIQUE ? "tls-unique:"
+                                                : "tls-server-end-point:";
+    size_t at = strlen(prefix), n = 0;
+    uint8_t value[EVP_MAX_MD_SIZE];
+
+    if (kind == TW_BIND_UNIQUE) {
+        bool ours = (c->role == TW_CLIENT)
+                    == (SSL_session_reused(c->ssl) == 0);
+        if (SSL_version(c->ssl) == TLS1_3_VERSION) {
+            return tw_error_set(err, TW_E_UNSUPPORTED,
+                                SEC_E_UNSUPPORTED_FUNCTION,
+                                "tls-unique is not defined for TLS 1.3; "
+                                "use tls-exporter (RFC 9266)");
+        }
+        n = ours ? SSL_get_finished(c->ssl, value, sizeof(value))
+                 : SSL_get_peer_finished(c->ssl, value, sizeof(value));
+    } else {
+        X509 *cert = c->role == TW_SERVER
+                         ? SSL_get_certificate(c->ssl)
+                         : SSL_get0_peer_certificate(c->ssl);
+        int md = NID_undef;
+        const EVP_MD *digest;
+        unsigned got = 0;
+        if (cert) {
+            (void)X509_get_signature_info(cert, &md, NULL, NULL, NULL);
+        }
+        if (md == NID_md5 || md == NID_sha1) {
+            md = NID_sha256;
+        }
+        digest = EVP_get_digestbynid(md);
+        if (!cert || !digest || !X509_digest(cert, digest, value, &got)) {
+            return tw_error_set(err, TW_E_NOT_FOUND,
+                                SEC_E_UNSUPPORTED_FUNCTION,
+                                "no tls-server-end-point for this "
+                                "certificate's signature");
+        }
+        n = got;
+    }
+    if (at + n > *len) {
+        return tw_error_set(err, TW_E_ARGUMENT, SEC_E_BUFFER_TOO_SMALL,
+                            "the buffer is too small");
+    }
+    memcpy(out, prefix, at);
+    memcpy(out + at, value, n);
+    *len = at + n;
+    return TW_DONE;
+}
+
+static enum tw_status binding(CtxtHandle *ctx, enum tw_binding kind,
+                              const char *label, const uint8_t *context,
+                              size_t context_len, uint8_t *out, size_t *len,
+                              struct tw_error *err)
+{
+    struct context *c = context_at(ctx);
+
+    if (!c || !c->open) {
+        return tw_error_set(err, TW_E_STATE, SEC_E_INVALID_HANDLE,
+                            "the handshake is not over");
+    }
+    if (kind != TW_BIND_EXPORTER) {
+        return fixed_binding(c, kind, out, len, err);
+    }
+    ERR_clear_error();
+    if (SSL_export_keying_material(c->ssl, out, *len, label, strlen(label),
+                                   context, context_len, context != NULL)
+        != 1) {
+        return tw_openssl_fail(err, TW_E_TLS, SEC_E_UNSUPPORTED_FUNCTION,
+                               "keying material cannot be exported");
+    }
+    return TW_DONE;
+}
+
+static enum tw_status issuers(CtxtHandle *ctx, tw_sink sink, void *arg,
+                              struct tw_error *err)
+{
+    struct context *c = context_at(ctx);
+    const STACK_OF(X509_NAME) *names =
+        c ? SSL_get0_peer_CA_list(c->ssl) : NULL;
+
+    for (int i = 0; names && i < sk_X509_NAME_num(names); i++) {
+        unsigned char *der = NULL;
+        int n = i2d_X509_NAME(sk_X509_NAME_value(names, i), &der);
+        bool go_on = n >= 0 && sink(arg, NULL, der, (size_t)n);
+        OPENSSL_free(der);
+        if (n < 0) {
+            return tw_openssl_fail(err, TW_E_NOMEM,
+                                   SEC_E_INSUFFICIENT_MEMORY,
+                                   "out of memory");
+        }
+        if (!go_on) {
+            break;
+        }
+    }
+    return TW_DONE;
+}
+
+static void ocsp(CtxtHandle *ctx, const uint8_t **der, size_t *len)
+{
+    struct context *c = context_at(ctx);
+    const unsigned char *answer = NULL;
+    long n = c ? SSL_get_tlsext_status_ocsp_resp(c->ssl, &answer) : -1;
+
+    *der = n > 0 ? answer : NULL;
+    *len = n > 0 ? (size_t)n : 0;
+}
+
+static int alert_received(CtxtHandle *ctx)
+{
+    struct context *c = context_at(ctx);
+
+    return c ? c->alert_received : -1;
+}
+
+static const SecurityFunctionTableW function_table = {
+    .FreeCredentialsHandle = free_credentials_handle,
+    .InitializeSecurityContextW = initialize_security_context,
+    .AcceptSecurityContext = accept_security_context,
+    .DeleteSecurityContext = delete_security_context,
+    .ApplyControlToken = apply_control_token,
+    .QueryContextAttributesW = query_context_attributes,
+    .FreeContextBuffer = free_context_buffer,
+    .EncryptMessage = encrypt_message,
+    .DecryptMessage = decrypt_message,
+};
+
+static const SecurityFunctionTableW *table(void)
+{
+    return ready() ? &function_table : NULL;
+}
+
+static const char *version(void)
+{
+    return OpenSSL_version(OPENSSL_VERSION);
+}
+
+static int fips(void)
+{
+    return EVP_default_properties_is_fips_enabled(NULL) ? 1 : 0;
+}
+
+const struct tw_provider tw_provider_openssl = {
+    .name = "openssl",
+    .caps = 0,
+    .table = table,
+    .version = version,
+    .fips = fips,
+    .acquire = acquire,
+    .verdict = verdict,
+    .remote_cert = remote_cert,
+    .local_cert = local_cert,
+    .facts = facts,
+    .binding = binding,
+    .issuers = issuers,
+    .ocsp = ocsp,
+    .alert_received = alert_received,
+    .cert_ref = tw_openssl_cert_ref,
+    .cert_free = tw_openssl_cert_free,
+    .cert_der = tw_openssl_cert_der,
+    .cert_chain = tw_openssl_cert_chain,
+    .cert_has_key = tw_openssl_cert_has_key,
+    .cert_text = tw_openssl_cert_text,
+    .cert_info = tw_openssl_cert_info,
+    .cert_digest = tw_openssl_cert_digest,
+    .cert_verify = tw_openssl_cert_verify,
+    .cert_matches = tw_openssl_cert_matches,
+    .store_new = tw_openssl_store_new,
+    .store_open = tw_openssl_store_open,
+    .store_import = tw_openssl_store_import,
+    .store_add = tw_openssl_store_add,
+    .store_ref = tw_openssl_store_ref,
+    .store_free = tw_openssl_store_free,
+    .store_count = tw_openssl_store_count,
+    .store_get = tw_openssl_store_get,
+    .store_export = tw_openssl_store_export,
+};
+
+const struct tw_provider *tw_provider_default(void)
+{
+    return &tw_provider_openssl;
+}
