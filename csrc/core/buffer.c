@@ -1,0 +1,155 @@
+/*
+ * Owned bytes with a read and a write cursor.
+ *
+ * Content is moved to the front only when room is asked for and the tail
+ * is too short, never on consume: a loop over records consumes many times
+ * and reserves once. Memory grows by doubling, is wiped before it goes
+ * back, since input holds decrypted plaintext, and goes back as soon as
+ * the owner says so and the buffer is empty (tw_buffer_relax).
+ */
+#include "core/buffer.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#ifdef _WIN32
+#include <windows.h>
+#endif
+
+#define SMALLEST 512u
+
+void tw_wipe(void *data, size_t n)
+{
+    if (data == NULL || n == 0) {
+        return;
+    }
+#ifdef _WIN32
+    SecureZeroMemory(data, n);
+#else
+    /* a call through a volatile pointer cannot be optimised away, and is
+       the library's fast memset all the same */
+    {
+        static void *(*const volatile set)(void *, int, size_t) = memset;
+
+        (void)set(data, 0, n);
+    }
+#endif
+}
+
+void tw_buffer_init(struct tw_buffer *b)
+{
+    b->data = NULL;
+    b->start = 0;
+    b->end = 0;
+    b->room = 0;
+}
+
+void tw_buffer_free(struct tw_buffer *b)
+{
+    if (b->data != NULL) {
+        tw_wipe(b->data, b->room);
+        free(b->data);
+    }
+    tw_buffer_init(b);
+}
+
+size_t tw_buffer_length(const struct tw_buffer *b)
+{
+    return b->end - b->start;
+}
+
+uint8_t *tw_buffer_head(const struct tw_buffer *b)
+{
+    return b->data == NULL ? NULL : b->data + b->start;
+}
+
+uint8_t *tw_buffer_reserve(struct tw_buffer *b, size_t n)
+{
+    size_t length = b->end - b->start;
+    size_t room;
+    uint8_t *data;
+
+    if (b->data != NULL && b->room - b->end >= n) {
+        return b->data + b->end;
+    }
+    if (n > SIZE_MAX / 4 || length > SIZE_MAX / 4) {
+        return NULL;
+    }
+    if (b->data != NULL && b->room - length >= n) {
+        if (length > 0) {
+            memmove(b->data, b->data + b->start, length);
+        }
+        b->start = 0;
+        b->end = length;
+        return b->data + b->end;
+    }
+    /* exactly what is asked for when it starts from nothing; doubled when
+       it grows, so that many small appends stay linear */
+    room = length + n;
+    if (b->data != NULL && room < 2 * b->room) {
+        room = 2 * b->room;
+    }
+    if (room < SMALLEST) {
+        room = SMALLEST;
+    }
+    data = malloc(room);
+    if (data == NULL) {
+        return NULL;
+    }
+    if (b->data != NULL) {
+        if (length > 0) {
+            memcpy(data, b->data + b->start, length);
+        }
+        /* what was consumed may be plaintext as well: wipe it all */
+        tw_wipe(b->data, b->room);
+        free(b->data);
+    }
+    b->data = data;
+    b->start = 0;
+    b->end = length;
+    b->room = room;
+    return b->data + b->end;
+}
+
+void tw_buffer_commit(struct tw_buffer *b, size_t n)
+{
+    if (n > b->room - b->end) {
+        n = b->room - b->end;
+    }
+    b->end += n;
+}
+
+void tw_buffer_consume(struct tw_buffer *b, size_t n)
+{
+    if (n > b->end - b->start) {
+        n = b->end - b->start;
+    }
+    b->start += n;
+    if (b->start == b->end) {
+        b->start = 0;
+        b->end = 0;
+    }
+}
+
+bool tw_buffer_append(struct tw_buffer *b, const void *data, size_t n)
+{
+    uint8_t *at;
+
+    if (n == 0) {
+        return true;
+    }
+    at = tw_buffer_reserve(b, n);
+    if (at == NULL) {
+        return false;
+    }
+    memcpy(at, data, n);
+    tw_buffer_commit(b, n);
+    return true;
+}
+
+void tw_buffer_relax(struct tw_buffer *b)
+{
+    if (b->data != NULL && b->start == b->end) {
+        tw_buffer_free(b);
+    }
+}
