@@ -1,0 +1,34 @@
+/*
+ * The native socket behind one face: socket_posix.c, socket_winsock.c.
+ */
+#ifndef TW_WIRE_SOCKET_H
+#define TW_WIRE_SOCKET_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef _WIN32
+typedef uintptr_t tw_socket; /* SOCKET */
+#define TW_NO_SOCKET (~(tw_socket)0)
+#else
+typedef int tw_socket;
+#define TW_NO_SOCKET (-1)
+#endif
+
+/* Results of one system call: >= 0 bytes, or one of these. */
+#define TW_IO_BLOCKED (-1)     /* would block */
+#define TW_IO_INTERRUPTED (-2) /* signal */
+#define TW_IO_ERROR (-3)       /* *os holds errno / WSAGetLastError */
+
+/* 0 or the system's error. Non-blocking, not inheritable, no SIGPIPE. */
+int tw_socket_prepare(tw_socket);
+/* 0 at EOF. */
+long tw_socket_recv(tw_socket, void *buf, size_t cap, int *os);
+long tw_socket_send(tw_socket, const void *buf, size_t len, int *os);
+/* 1 ready, 0 timed out, or TW_IO_...; timeout_ms -1: forever. */
+int tw_socket_wait(tw_socket, bool for_write, int64_t timeout_ns, int *os);
+int tw_socket_shutdown(tw_socket, bool read, bool write); /* 0 or error */
+void tw_socket_close(tw_socket);
+
+#endif

@@ -1,0 +1,862 @@
+/*
+ * A session and a socket, driven together.
+ *
+ * Every public call is the same few steps: enter (fail if closing, count
+ * the user), take the turn of its direction, loop { engine, output,
+ * socket }, leave. The last user to leave after tw_wire_close closes the
+ * descriptor, so a descriptor number is never reused under a system call.
+ *
+ * Locks, and what may happen under each:
+ *   reader, writer  order locks, held for a whole call, waits included.
+ *                   Never acquired with a plain wait: take_turn() naps and
+ *                   tries, so that deadlines, signals and tw_wire_close
+ *                   reach the one in the queue. Who holds `reader` may take
+ *                   `writer`, not the other way round.
+ *   state           users, closing, fd, more. Innermost, never across a
+ *                   call that waits.
+ * The session locks itself, call by call. What it lends (room for input to
+ * the holder of `reader`, output to the holder of `writer`) stays in place
+ * while the other direction goes on, so system calls need no lock of it.
+ *
+ * Only the holder of `writer` sends and consumes output, so what is sent
+ * goes out in the order it was sealed in. A reader whose work left output
+ * (the answer to a KeyUpdate, an alert) sends it if the writer's lock is
+ * free; if not, it leaves word (`more`) and its holder looks once more
+ * after letting go (nudge).
+ */
+#include "wire/wire.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/lock.h"
+#include "core/record.h"
+
+/* Ciphertext per recv: grows while it comes in full, never 128 KiB, where
+   malloc turns to mmap and every call pays for fresh pages. */
+#define READ_MIN ((size_t)20 * 1024)
+#define READ_MAX ((size_t)96 * 1024)
+/* Plaintext sealed between two sends. */
+#define AHEAD ((size_t)256 * 1024)
+/* ns: first and longest nap in a queue */
+#define NAP_MIN INT64_C(50000)
+#define NAP_MAX INT64_C(20000000)
+/* ns: a reader with unsent output looks after it this often */
+#define SLICE INT64_C(10000000)
+/* ns: how long a refused peer may take to read its alert */
+#define LINGER INT64_C(500000000)
+
+struct tw_wire {
+    struct tw_session *session; /* owned */
+    tw_socket fd;               /* TW_NO_SOCKET once closed */
+    struct tw_lock reader;      /* order of those who receive */
+    struct tw_lock writer;      /* order of those who send */
+    struct tw_lock state;       /* guards users, closing, fd, more */
+    long users;                 /* calls inside */
+    bool closing;               /* tw_wire_close was called */
+    bool more;                  /* output came while writer was taken */
+    bool fin;                   /* our FIN is out; by writer */
+    bool eof;                   /* the peer's FIN came; by reader */
+    int recv_os;                /* first error of recv; by reader */
+    int send_os;                /* first error of send; by writer */
+    size_t chunk;               /* room for the next recv; by reader */
+};
+
+/* --- small things --- */
+
+static enum tw_status closed_in_use(struct tw_error *err)
+{
+    return tw_error_set(err, TW_E_CLOSED, 0,
+                        "the channel was closed while in use");
+}
+
+static enum tw_status os_failed(struct tw_error *err, int os,
+                                const char *what)
+{
+    if (err != NULL && err->status == TW_DONE) {
+        err->os = os;
+    }
+    return tw_error_set(err, TW_E_OS, 0, "%s failed", what);
+}
+
+static bool is_closing(struct tw_wire *w)
+{
+    bool closing;
+
+    tw_lock_acquire(&w->state);
+    closing = w->closing;
+    tw_lock_release(&w->state);
+    return closing;
+}
+
+static enum tw_status enter(struct tw_wire *w, struct tw_error *err)
+{
+    bool open;
+
+    tw_lock_acquire(&w->state);
+    open = !w->closing;
+    if (open) {
+        w->users++;
+    }
+    tw_lock_release(&w->state);
+    return open ? TW_DONE
+                : tw_error_set(err, TW_E_CLOSED, 0, "the channel is closed");
+}
+
+static void leave(struct tw_wire *w)
+{
+    tw_socket fd = TW_NO_SOCKET;
+
+    tw_lock_acquire(&w->state);
+    w->users--;
+    if (w->closing && w->users == 0) {
+        fd = w->fd;
+        w->fd = TW_NO_SOCKET;
+    }
+    tw_lock_release(&w->state);
+    if (fd != TW_NO_SOCKET) {
+        tw_session_abort(w->session);
+        tw_socket_close(fd);
+    }
+}
+
+/* Nanoseconds that are left, at most `limit` (below 0: no limit); -1 for
+   ever. */
+static int64_t time_left(int64_t deadline, int64_t limit)
+{
+    int64_t left = -1;
+
+    if (deadline != TW_FOREVER) {
+        left = deadline - tw_clock_ns();
+        if (left < 0) {
+            left = 0;
+        }
+    }
+    if (limit >= 0 && (left < 0 || left > limit)) {
+        left = limit;
+    }
+    return left;
+}
+
+static bool too_late(int64_t deadline)
+{
+    return deadline != TW_FOREVER && tw_clock_ns() >= deadline;
+}
+
+static enum tw_status timed_out(struct tw_error *err)
+{
+    return tw_error_set(err, TW_E_TIMEOUT, 0, "the operation timed out");
+}
+
+/* Waits on fd, or with TW_NO_SOCKET just for `limit` ns. TW_DONE: look
+   again, which does not mean ready. */
+static enum tw_status wait_for(struct tw_wire *w, tw_socket fd,
+                               bool for_write, int64_t deadline,
+                               int64_t limit, struct tw_error *err)
+{
+    int os = 0;
+    int ready;
+
+    if (too_late(deadline)) {
+        return timed_out(err);
+    }
+    ready = tw_socket_wait(fd, for_write, time_left(deadline, limit), &os);
+    if (is_closing(w)) {
+        return closed_in_use(err);
+    }
+    if (ready == TW_IO_INTERRUPTED) {
+        return tw_error_set(err, TW_E_INTERRUPTED, 0, "a signal arrived");
+    }
+    if (ready == TW_IO_ERROR) {
+        return os_failed(err, os, "waiting for the socket");
+    }
+    return TW_DONE;
+}
+
+/* One nap in a queue, longer each time. */
+static enum tw_status doze(struct tw_wire *w, int64_t *nap,
+                           int64_t deadline, struct tw_error *err)
+{
+    enum tw_status st;
+
+    st = wait_for(w, TW_NO_SOCKET, false, deadline, *nap, err);
+    *nap = *nap * 2 < NAP_MAX ? *nap * 2 : NAP_MAX;
+    return st;
+}
+
+/* An order lock, or `want` if it may not wait. */
+static enum tw_status take_turn(struct tw_wire *w, struct tw_lock *order,
+                                int64_t deadline, enum tw_status want,
+                                struct tw_error *err)
+{
+    int64_t nap = NAP_MIN;
+
+    while (!tw_lock_try(order)) {
+        enum tw_status st;
+
+        if (deadline == TW_NO_WAIT) {
+            return want;
+        }
+        st = doze(w, &nap, deadline, err);
+        if (st != TW_DONE) {
+            return st;
+        }
+    }
+    return TW_DONE;
+}
+
+/* --- output: who calls the _held ones holds `writer` --- */
+
+/* Sends until none is left: TW_DONE; TW_WANT_WRITE with TW_NO_WAIT. */
+static enum tw_status flush_held(struct tw_wire *w, int64_t deadline,
+                                 struct tw_error *err)
+{
+    for (;;) {
+        enum tw_status st;
+        const uint8_t *ptr = NULL;
+        size_t len = tw_session_output(w->session, &ptr);
+        long sent;
+        int os = 0;
+
+        if (len == 0) {
+            return TW_DONE;
+        }
+        if (w->send_os != 0) {
+            return os_failed(err, w->send_os, "sending to the peer");
+        }
+        sent = tw_socket_send(w->fd, ptr, len, &os);
+        tw_session_output_consume(w->session,
+                                  sent > 0 ? (size_t)sent : 0);
+        if (sent >= 0) {
+            continue;
+        }
+        if (sent == TW_IO_ERROR) {
+            if (is_closing(w)) {
+                return closed_in_use(err);
+            }
+            w->send_os = os;
+            return os_failed(err, os, "sending to the peer");
+        }
+        if (deadline == TW_NO_WAIT) {
+            return TW_WANT_WRITE;
+        }
+        st = wait_for(w, w->fd, true, deadline, -1, err);
+        if (st != TW_DONE) {
+            return st;
+        }
+    }
+}
+
+static bool take_word(struct tw_wire *w)
+{
+    bool more;
+
+    tw_lock_acquire(&w->state);
+    more = w->more;
+    w->more = false;
+    tw_lock_release(&w->state);
+    return more;
+}
+
+static void leave_word(struct tw_wire *w)
+{
+    tw_lock_acquire(&w->state);
+    w->more = true;
+    tw_lock_release(&w->state);
+}
+
+/* Follows up words that were left. True if output could not go out. */
+static bool follow_up(struct tw_wire *w)
+{
+    bool waits = false;
+
+    while (tw_lock_try(&w->writer)) {
+        bool more = take_word(w);
+
+        if (more) {
+            waits = flush_held(w, TW_NO_WAIT, NULL) == TW_WANT_WRITE;
+        }
+        tw_lock_release(&w->writer);
+        if (!more) {
+            break; /* and whoever leaves one now finds the lock free */
+        }
+    }
+    return waits;
+}
+
+/* Sends what waits if that costs no waiting; if somebody else is sending,
+   he does it. True if some had to stay. */
+static bool nudge(struct tw_wire *w)
+{
+    if (!tw_lock_try(&w->writer)) {
+        leave_word(w);
+        return follow_up(w);
+    }
+    {
+        bool waits = flush_held(w, TW_NO_WAIT, NULL) == TW_WANT_WRITE;
+
+        tw_lock_release(&w->writer);
+        return follow_up(w) || waits;
+    }
+}
+
+static void release_writer(struct tw_wire *w)
+{
+    tw_lock_release(&w->writer);
+    (void)follow_up(w);
+}
+
+/* The same with waiting. */
+static enum tw_status flush_all(struct tw_wire *w, int64_t deadline,
+                                struct tw_error *err)
+{
+    enum tw_status st;
+
+    st = take_turn(w, &w->writer, deadline, TW_WANT_WRITE, err);
+    if (st == TW_DONE) {
+        st = flush_held(w, deadline, err);
+        release_writer(w);
+    }
+    return st;
+}
+
+/* --- input: who calls holds `reader` --- */
+
+/* The next recv asks for more if this one came in full. */
+static void adapt(struct tw_wire *w, size_t room, size_t got)
+{
+    if (got >= room) {
+        w->chunk = w->chunk * 2 < READ_MAX ? w->chunk * 2 : READ_MAX;
+    } else if (got < w->chunk / 4) {
+        w->chunk = w->chunk / 2 > READ_MIN ? w->chunk / 2 : READ_MIN;
+    }
+}
+
+/* One recv straight into the session's input, without waiting: TW_DONE
+   (an end of the stream is told to the session), TW_WANT_READ, errors. */
+static enum tw_status fill_once_held(struct tw_wire *w,
+                                     struct tw_error *err)
+{
+    enum tw_status st;
+    uint8_t *ptr = NULL;
+    size_t room = 0;
+    size_t want;
+    long got;
+    int os = 0;
+
+    if (w->recv_os != 0) {
+        return os_failed(err, w->recv_os, "receiving from the peer");
+    }
+    want = tw_session_missing(w->session);
+    want = want > w->chunk ? want : w->chunk;
+    st = tw_session_input_reserve(w->session, want, &ptr, &room);
+    if (st != TW_DONE) {
+        return tw_error_set(err, st, 0, "no room for the peer's bytes");
+    }
+    got = tw_socket_recv(w->fd, ptr, room, &os);
+    tw_session_input_commit(w->session, got > 0 ? (size_t)got : 0);
+    if (got > 0) {
+        adapt(w, room, (size_t)got);
+        return TW_DONE;
+    }
+    if (got == TW_IO_BLOCKED || got == TW_IO_INTERRUPTED) {
+        return TW_WANT_READ;
+    }
+    if (is_closing(w)) {
+        return closed_in_use(err);
+    }
+    if (got == 0) {
+        if (w->eof) { /* told before, and still asked for bytes */
+            return tw_error_set(err, TW_E_TRUNCATED, 0,
+                                "the connection has ended");
+        }
+        w->eof = true;
+        tw_session_input_eof(w->session);
+        return TW_DONE;
+    }
+    w->recv_os = os;
+    return os_failed(err, os, "receiving from the peer");
+}
+
+/* The same with waiting; output that could not go out yet is looked after
+   meanwhile, for the peer may answer only once it has it. */
+static enum tw_status fill_held(struct tw_wire *w, int64_t deadline,
+                                struct tw_error *err)
+{
+    for (;;) {
+        enum tw_status st = fill_once_held(w, err);
+        bool waits;
+
+        if (st != TW_WANT_READ || deadline == TW_NO_WAIT) {
+            return st;
+        }
+        waits = nudge(w);
+        st = wait_for(w, w->fd, false, deadline, waits ? SLICE : -1, err);
+        if (st != TW_DONE) {
+            return st;
+        }
+    }
+}
+
+/* --- handshake --- */
+
+/* Sending failed in the handshake; the peer may have said why before it
+   hung up. Its alert is the better error. */
+static bool peer_explains_held(struct tw_wire *w, struct tw_error *err)
+{
+    struct tw_error found;
+    enum tw_status st;
+    int rounds;
+
+    for (rounds = 0; rounds < 16; rounds++) {
+        st = fill_once_held(w, NULL);
+        if (st != TW_DONE || w->eof) {
+            break;
+        }
+    }
+    tw_error_clear(&found);
+    st = tw_session_handshake(w->session, &found);
+    if (st >= 0 || st == TW_E_NEGOTIATE_EOF || st == TW_E_TRUNCATED) {
+        return false;
+    }
+    if (err != NULL) {
+        *err = found;
+    }
+    return true;
+}
+
+static enum tw_status handshake_held(struct tw_wire *w, int64_t deadline,
+                                     struct tw_error *err)
+{
+    for (;;) {
+        enum tw_status st;
+        enum tw_status out;
+
+        st = tw_session_handshake(w->session, err);
+        if (st < 0) {
+            (void)nudge(w); /* the alert, best effort */
+            return st;
+        }
+        out = flush_all(w, deadline, err);
+        if (out == TW_E_OS && peer_explains_held(w, err)) {
+            return err != NULL ? err->status : TW_E_TLS;
+        }
+        if (out != TW_DONE) {
+            return out;
+        }
+        if (st != TW_WANT_READ && st != TW_WANT_WRITE) {
+            return st;
+        }
+        if (st == TW_WANT_READ) {
+            st = fill_held(w, deadline, err);
+            if (st != TW_DONE) {
+                return st;
+            }
+        }
+    }
+}
+
+enum tw_status tw_wire_handshake(struct tw_wire *w, int64_t deadline,
+                                 struct tw_error *err)
+{
+    enum tw_status st = enter(w, err);
+
+    if (st != TW_DONE) {
+        return st;
+    }
+    st = take_turn(w, &w->reader, deadline, TW_WANT_READ, err);
+    if (st == TW_DONE) {
+        st = handshake_held(w, deadline, err);
+        tw_lock_release(&w->reader);
+    }
+    leave(w);
+    return st;
+}
+
+/* --- data --- */
+
+static enum tw_status recv_held(struct tw_wire *w, uint8_t *dst, size_t cap,
+                                size_t *n, int64_t deadline,
+                                struct tw_error *err)
+{
+    for (;;) {
+        enum tw_status st = tw_session_read(w->session, dst, cap, n, err);
+
+        if (*n != 0) {
+            return TW_DONE;
+        }
+        if (st == TW_WANT_WRITE) {
+            /* Its answers fill the output: they go first. */
+            st = flush_all(w, deadline, err);
+            if (st != TW_DONE) {
+                return st;
+            }
+            continue;
+        }
+        if (st != TW_WANT_READ) {
+            return st;
+        }
+        st = fill_held(w, deadline, err);
+        if (st != TW_DONE) {
+            return st;
+        }
+    }
+}
+
+enum tw_status tw_wire_recv(struct tw_wire *w, uint8_t *dst, size_t cap,
+                            size_t *n, int64_t deadline,
+                            struct tw_error *err)
+{
+    enum tw_status st;
+
+    *n = 0;
+    st = enter(w, err);
+    if (st != TW_DONE) {
+        return st;
+    }
+    st = take_turn(w, &w->reader, deadline, TW_WANT_READ, err);
+    if (st == TW_DONE) {
+        st = recv_held(w, dst, cap, n, deadline, err);
+        (void)nudge(w); /* KeyUpdate's answer, an alert */
+        tw_lock_release(&w->reader);
+    }
+    leave(w);
+    return st;
+}
+
+/*
+ * A write found the session in a renegotiation: bring it on with bytes of
+ * the peer. If somebody is reading, he does it; he may want to send for it,
+ * so `writer`, which the caller holds, is free during the nap.
+ */
+static enum tw_status renegotiate(struct tw_wire *w, int64_t *nap,
+                                  int64_t deadline, struct tw_error *err)
+{
+    enum tw_status st;
+
+    if (tw_lock_try(&w->reader)) {
+        st = TW_DONE;
+        if (tw_session_missing(w->session) != 0) {
+            st = fill_held(w, deadline, err);
+        }
+        if (st == TW_DONE) {
+            st = tw_session_handshake(w->session, err);
+        }
+        tw_lock_release(&w->reader);
+        if (st != TW_DONE && (st != TW_WANT_READ || deadline == TW_NO_WAIT)) {
+            return st;
+        }
+    }
+    /* Nap also if it seems to go on: plaintext that nobody reads can be in
+       its way, and this must not spin. */
+    if (deadline == TW_NO_WAIT) {
+        return TW_WANT_READ;
+    }
+    tw_lock_release(&w->writer);
+    st = doze(w, nap, deadline, err);
+    while (!tw_lock_try(&w->writer)) {
+        int64_t short_nap = NAP_MIN;
+
+        (void)doze(w, &short_nap, TW_FOREVER, NULL);
+    }
+    return st;
+}
+
+static enum tw_status send_held(struct tw_wire *w, const uint8_t *src,
+                                size_t len, size_t *n, int64_t deadline,
+                                struct tw_error *err)
+{
+    int64_t nap = NAP_MIN;
+    bool first = true; /* len 0 still learns the session's state */
+
+    for (;;) {
+        enum tw_status st = TW_DONE;
+        enum tw_status out;
+        size_t step = len - *n;
+        size_t taken = 0;
+
+        /* What waits goes first: it bounds what is sealed ahead. */
+        out = flush_held(w, deadline, err);
+        if (out != TW_DONE) {
+            return out;
+        }
+        if (step == 0 && !first) {
+            return TW_DONE;
+        }
+        first = false;
+        if (deadline == TW_NO_WAIT && step > AHEAD) {
+            step = AHEAD;
+        }
+        st = tw_session_write(w->session, src == NULL ? src : src + *n,
+                              step, &taken, err);
+        *n += taken;
+        if (st < 0) {
+            (void)flush_held(w, TW_NO_WAIT, NULL);
+            return st;
+        }
+        if (st == TW_WANT_READ) {
+            /* Its half of the renegotiation must be out. */
+            out = flush_held(w, deadline, err);
+            if (out != TW_DONE) {
+                return out;
+            }
+            st = renegotiate(w, &nap, deadline, err);
+            if (st != TW_DONE) {
+                return st;
+            }
+        } else if (st != TW_DONE && st != TW_WANT_WRITE) {
+            return st;
+        }
+    }
+}
+
+enum tw_status tw_wire_send(struct tw_wire *w, const uint8_t *src,
+                            size_t len, size_t *n, int64_t deadline,
+                            struct tw_error *err)
+{
+    enum tw_status st;
+
+    *n = 0;
+    st = enter(w, err);
+    if (st != TW_DONE) {
+        return st;
+    }
+    st = take_turn(w, &w->writer, deadline, TW_WANT_WRITE, err);
+    if (st == TW_DONE) {
+        st = send_held(w, src, len, n, deadline, err);
+        release_writer(w);
+    }
+    leave(w);
+    if (deadline == TW_NO_WAIT && *n != 0) {
+        /* Some were taken; an error stays and is told next time. */
+        if (err != NULL) {
+            tw_error_clear(err);
+        }
+        return TW_DONE;
+    }
+    return st;
+}
+
+enum tw_status tw_wire_flush(struct tw_wire *w, int64_t deadline,
+                             struct tw_error *err)
+{
+    enum tw_status st = enter(w, err);
+
+    if (st != TW_DONE) {
+        return st;
+    }
+    st = flush_all(w, deadline, err);
+    leave(w);
+    return st;
+}
+
+/* --- ends --- */
+
+/* FIN, once. A socket that is gone already has none to send. */
+static void send_fin_held(struct tw_wire *w)
+{
+    if (!w->fin) {
+        w->fin = true;
+        (void)tw_socket_shutdown(w->fd, false, true);
+    }
+}
+
+enum tw_status tw_wire_shutdown_write(struct tw_wire *w, int64_t deadline,
+                                      struct tw_error *err)
+{
+    enum tw_status st = enter(w, err);
+
+    if (st != TW_DONE) {
+        return st;
+    }
+    st = take_turn(w, &w->writer, deadline, TW_WANT_WRITE, err);
+    if (st == TW_DONE) {
+        st = tw_session_shutdown(w->session, err);
+        if (st >= 0) {
+            st = flush_held(w, deadline, err);
+        } else {
+            (void)flush_held(w, TW_NO_WAIT, NULL);
+        }
+        if (st == TW_DONE) {
+            send_fin_held(w);
+        }
+        release_writer(w);
+    }
+    leave(w);
+    return st;
+}
+
+/*
+ * Reads and drops what the peer has sent: close() with bytes unread makes
+ * the system send RST, and RST makes the peer's system drop our last bytes
+ * before the peer has read them. Without waiting, save for a peer that we
+ * refused: it gets a moment to read its alert and hang up.
+ */
+static void drain(struct tw_wire *w, int64_t deadline)
+{
+    uint8_t waste[4096];
+    int rounds;
+
+    if (!tw_lock_try(&w->reader)) {
+        return;
+    }
+    for (rounds = 0; rounds < 256; rounds++) {
+        int os = 0;
+        long got = tw_socket_recv(w->fd, waste, sizeof(waste), &os);
+
+        if (got == 0 || got == TW_IO_ERROR) {
+            break;
+        }
+        if (got < 0 && (deadline == TW_NO_WAIT ||
+                        wait_for(w, w->fd, false, deadline, -1, NULL) !=
+                            TW_DONE)) {
+            break;
+        }
+    }
+    tw_lock_release(&w->reader);
+}
+
+/* close_notify or the alert that waits, then FIN, best effort. */
+static void say_goodbye(struct tw_wire *w, int64_t deadline)
+{
+    enum tw_status st;
+    int64_t linger = TW_NO_WAIT;
+
+    st = take_turn(w, &w->writer, deadline, TW_WANT_WRITE, NULL);
+    if (st != TW_DONE) {
+        return;
+    }
+    if (tw_session_state(w->session) == TW_OPEN) {
+        (void)tw_session_shutdown(w->session, NULL);
+    }
+    st = flush_held(w, deadline, NULL);
+    if (st == TW_DONE) {
+        send_fin_held(w);
+    }
+    tw_lock_release(&w->writer);
+    if (st != TW_DONE) {
+        return;
+    }
+    if (deadline != TW_NO_WAIT &&
+        tw_session_state(w->session) == TW_FAILED) {
+        linger = tw_clock_ns() + LINGER;
+        if (deadline != TW_FOREVER && deadline < linger) {
+            linger = deadline;
+        }
+    }
+    drain(w, linger);
+}
+
+void tw_wire_close(struct tw_wire *w, int64_t deadline, bool graceful)
+{
+    if (enter(w, NULL) != TW_DONE) {
+        return;
+    }
+    if (graceful) {
+        say_goodbye(w, deadline);
+    } else if (tw_session_state(w->session) == TW_FAILED) {
+        (void)nudge(w);
+    }
+    tw_lock_acquire(&w->state);
+    w->closing = true;
+    if (w->users > 1) {
+        /* Wakes who waits. Not done without need: in a forked child it
+           would end the parent's connection too. */
+        (void)tw_socket_shutdown(w->fd, true, true);
+    }
+    tw_lock_release(&w->state);
+    leave(w);
+}
+
+/* --- the rest --- */
+
+bool tw_wire_readable(struct tw_wire *w)
+{
+    struct tw_session *s = w->session;
+    struct tw_error err;
+    bool found;
+
+    if (enter(w, NULL) != TW_DONE) {
+        return true; /* recv raises at once */
+    }
+    tw_error_clear(&err);
+    if (!tw_lock_try(&w->reader)) {
+        found = tw_session_pending(s) != 0;
+        leave(w);
+        return found;
+    }
+    for (;;) {
+        found = tw_session_pending(s) != 0 || tw_session_read_ended(s) ||
+                tw_session_state(s) == TW_FAILED ||
+                tw_session_missing(s) == 0;
+        if (found) {
+            break;
+        }
+        switch (fill_once_held(w, &err)) {
+        case TW_DONE:
+            continue;
+        case TW_WANT_READ:
+            break;
+        default:
+            found = true; /* an error is something to read */
+        }
+        break;
+    }
+    tw_lock_release(&w->reader);
+    leave(w);
+    return found;
+}
+
+struct tw_wire *tw_wire_new(struct tw_session *session, tw_socket fd,
+                            struct tw_error *err)
+{
+    struct tw_wire *w;
+    int os;
+
+    w = calloc(1, sizeof(*w));
+    if (w == NULL) {
+        (void)tw_error_set(err, TW_E_NOMEM, 0, "out of memory");
+        return NULL;
+    }
+    os = tw_socket_prepare(fd);
+    if (os != 0) {
+        (void)os_failed(err, os, "taking over the socket");
+        free(w);
+        return NULL;
+    }
+    w->session = session;
+    w->fd = fd;
+    w->chunk = READ_MIN;
+    tw_lock_init(&w->reader);
+    tw_lock_init(&w->writer);
+    tw_lock_init(&w->state);
+    return w;
+}
+
+void tw_wire_free(struct tw_wire *w)
+{
+    if (w == NULL) {
+        return;
+    }
+    tw_wire_close(w, TW_NO_WAIT, false);
+    tw_session_free(w->session);
+    tw_lock_fini(&w->reader);
+    tw_lock_fini(&w->writer);
+    tw_lock_fini(&w->state);
+    free(w);
+}
+
+struct tw_session *tw_wire_session(struct tw_wire *w)
+{
+    return w->session;
+}
+
+tw_socket tw_wire_fd(struct tw_wire *w)
+{
+    tw_socket fd;
+
+    tw_lock_acquire(&w->state);
+    fd = w->closing ? TW_NO_SOCKET : w->fd;
+    tw_lock_release(&w->state);
+    return fd;
+}
