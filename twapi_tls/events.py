@@ -1,0 +1,454 @@
+"""Event handlers and background errors over asyncio, on every loop.
+
+A channel's events are computed, not counted: one *pass*, always a callback
+of the loop's own, moves the channel on (negotiation, queued output), looks
+whether it is readable or writable, calls the handlers, and is scheduled
+again for as long as a condition with a handler holds. So events are level
+triggered, as Tcl's are, and a handler never runs inside the call that
+caused it.
+
+How the loop tells readiness is the only thing that depends on the loop:
+``add_reader`` where it works, else (Windows' Proactor loop) a thread with a
+selector. asyncio is imported at the first use only, since it imports ssl.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import sys
+import threading
+import traceback
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import asyncio
+
+Callback = Callable[[], object]
+
+# How long a thread that closes a channel waits for the channel's loop to
+# forget the descriptor, in seconds; the loop may be busy, or waiting for it.
+FORGET = 1.0
+
+
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """The loop that runs in this thread, if any; never imports asyncio."""
+    asyncio_events = sys.modules.get("asyncio.events")
+    if asyncio_events is None:
+        return None
+    loop: asyncio.AbstractEventLoop | None = asyncio_events._get_running_loop()
+    return loop
+
+
+def require_loop(loop: asyncio.AbstractEventLoop | None) -> asyncio.AbstractEventLoop:
+    """The loop given, or the running one; RuntimeError if there is neither."""
+    found = loop if loop is not None else running_loop()
+    if found is None:
+        raise RuntimeError("events need a running asyncio event loop, or one given as loop=")
+    if found.is_closed():
+        raise RuntimeError("the event loop is closed")
+    return found
+
+
+# --- readiness of descriptors
+
+
+class Poller(Protocol):
+    """Readiness callbacks; every method is called in the loop's thread."""
+
+    def add_reader(self, fd: int, callback: Callback) -> None: ...
+
+    def remove_reader(self, fd: int) -> None: ...
+
+    def add_writer(self, fd: int, callback: Callback) -> None: ...
+
+    def remove_writer(self, fd: int) -> None: ...
+
+
+class LoopPoller:
+    """A loop that watches descriptors itself (selector loops, uvloop)."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+
+    def add_reader(self, fd: int, callback: Callback) -> None:
+        self._loop.add_reader(fd, callback)
+
+    def remove_reader(self, fd: int) -> None:
+        self._loop.remove_reader(fd)
+
+    def add_writer(self, fd: int, callback: Callback) -> None:
+        self._loop.add_writer(fd, callback)
+
+    def remove_writer(self, fd: int) -> None:
+        self._loop.remove_writer(fd)
+
+
+class ThreadPoller:
+    """A thread that selects for a loop that cannot (as tornado's does).
+
+    The loop's thread hands over what to select on, the selecting thread
+    hands back what is ready and rests until that was dealt with, so that
+    level-triggered descriptors do not make it spin.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        # The thread must not keep a forgotten loop alive.
+        self._loop = weakref.ref(loop)
+        self._readers: dict[int, Callback] = {}
+        self._writers: dict[int, Callback] = {}
+        self._condition = threading.Condition()
+        self._job: tuple[list[int], list[int]] | None = None
+        self._busy = False
+        self._stop = False
+        self._waker, self._sleeper = socket.socketpair()
+        self._waker.setblocking(False)
+        self._sleeper.setblocking(False)
+        weakref.finalize(loop, ThreadPoller._quit, weakref.ref(self))
+        self._thread = threading.Thread(target=self._run, name="twapi_tls selector", daemon=True)
+        self._thread.start()
+
+    @staticmethod
+    def _quit(reference: weakref.ref[ThreadPoller]) -> None:
+        poller = reference()
+        if poller is not None:
+            poller._finish()
+
+    def _finish(self) -> None:
+        with self._condition:
+            self._stop = True
+            self._condition.notify()
+        self._wake()
+
+    def _wake(self) -> None:
+        with suppress(OSError):
+            self._waker.send(b"\0")
+
+    def _offer(self) -> None:
+        """Gives the thread the present sets, or interrupts it for them."""
+        with self._condition:
+            if not self._busy:
+                self._busy = True
+                self._job = (list(self._readers), list(self._writers))
+                self._condition.notify()
+                return
+        self._wake()
+
+    def _run(self) -> None:
+        while True:
+            with self._condition:
+                while self._job is None and not self._stop:
+                    self._condition.wait()
+                if self._stop:
+                    break
+                assert self._job is not None
+                readers, writers = self._job
+                self._job = None
+            try:
+                ready = select.select([*readers, self._sleeper.fileno()], writers, writers)
+            except (OSError, ValueError):
+                # A descriptor was closed: the next sets lack it.
+                ready = ([], [], [])
+            with suppress(OSError):
+                while self._sleeper.recv(4096):
+                    pass
+            loop = self._loop()
+            try:
+                if loop is None:
+                    break
+                loop.call_soon_threadsafe(self._deal, ready[0], [*ready[1], *ready[2]])
+            except RuntimeError:
+                break  # the loop is closed
+            del loop
+        self._waker.close()
+        self._sleeper.close()
+
+    def _deal(self, readable: list[int], writable: list[int]) -> None:
+        for fds, callbacks in ((readable, self._readers), (writable, self._writers)):
+            for fd in fds:
+                callback = callbacks.get(fd)
+                if callback is not None:
+                    callback()
+        with self._condition:
+            self._busy = False
+        # A closed descriptor that nobody removed would end select() at once.
+        for callbacks in (self._readers, self._writers):
+            for fd in [fd for fd in callbacks if not _is_open(fd)]:
+                del callbacks[fd]
+        if self._readers or self._writers:
+            self._offer()
+
+    def add_reader(self, fd: int, callback: Callback) -> None:
+        self._readers[fd] = callback
+        self._offer()
+
+    def remove_reader(self, fd: int) -> None:
+        if self._readers.pop(fd, None) is not None:
+            self._wake()
+
+    def add_writer(self, fd: int, callback: Callback) -> None:
+        self._writers[fd] = callback
+        self._offer()
+
+    def remove_writer(self, fd: int) -> None:
+        if self._writers.pop(fd, None) is not None:
+            self._wake()
+
+
+def _is_open(fd: int) -> bool:
+    try:
+        select.select([], [fd], [fd], 0)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+_pollers: weakref.WeakKeyDictionary[Any, Poller] = weakref.WeakKeyDictionary()
+
+
+def poller_of(loop: asyncio.AbstractEventLoop) -> Poller:
+    """The poller that suits a loop: found by trying, not by platform."""
+    poller = _pollers.get(loop)
+    if poller is None:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            try:
+                loop.add_reader(ours.fileno(), lambda: None)
+                loop.remove_reader(ours.fileno())
+            except NotImplementedError:
+                poller = ThreadPoller(loop)
+                _pollers[loop] = poller
+            else:
+                # Not kept: it refers to its key and would never go.
+                poller = LoopPoller(loop)
+    return poller
+
+
+# --- a channel's handlers
+
+
+class Subject(Protocol):
+    """What ``ChannelEvents`` asks of a channel."""
+
+    def _event_step(self) -> None:
+        """Moves on what needs no caller; keeps its own failures."""
+
+    def _event_fd(self) -> int:
+        """The descriptor to watch, or -1."""
+
+    def _event_readable(self) -> bool:
+        """Plaintext, the end or a failure waits."""
+
+    def _event_writable(self) -> bool:
+        """OPEN with no output waiting, or failed."""
+
+    def _event_failed(self) -> bool:
+        """Failed, or its reading side is dead: no descriptor will tell."""
+
+    def _event_drives(self) -> tuple[bool, bool]:
+        """(read, write) readiness that the channel itself waits for."""
+
+
+class ChannelEvents:
+    """The handlers of one channel on one loop."""
+
+    def __init__(self, channel: Subject, loop: asyncio.AbstractEventLoop) -> None:
+        self.channel = channel
+        self.loop = loop
+        self.readable: Callback | None = None
+        self.writable: Callback | None = None
+        self._poller = poller_of(loop)
+        self._fd_read = -1
+        self._fd_write = -1
+        self._room = False
+        self._scheduled = False
+        self._closed = False
+        self._lock = threading.Lock()
+
+    def in_loop(self) -> bool:
+        """Is this the thread in which the loop runs?"""
+        return running_loop() is self.loop
+
+    def kick(self) -> None:
+        """Schedules a pass; from any thread."""
+        with self._lock:
+            if self._scheduled or self._closed:
+                return
+            self._scheduled = True
+        try:
+            if self.in_loop():
+                self.loop.call_soon(self._pass)
+            else:
+                self.loop.call_soon_threadsafe(self._pass)
+        except RuntimeError:
+            # The loop is closed: there is nobody to tell any more.
+            with self._lock:
+                self._scheduled = False
+
+    def set(self, kind: str, callback: Callback | None) -> None:
+        """Sets or removes the handler of "readable" or "writable"."""
+        if kind == "readable":
+            self.readable = callback
+        else:
+            self.writable = callback
+            self._room = False
+        self.kick()
+
+    def _on_room(self) -> None:
+        self._room = True
+        self.kick()
+
+    def _pass(self) -> None:
+        with self._lock:
+            self._scheduled = False
+            if self._closed:
+                return
+        channel = self.channel
+        channel._event_step()
+        again = False
+        if self.readable is not None and not self._closed and channel._event_readable():
+            self._run("readable", self.readable)
+            again = True
+        failed = channel._event_failed()
+        if self.writable is not None and not self._closed and (self._room or failed):
+            self._room = False
+            if channel._event_writable():
+                self._run("writable", self.writable)
+                again = again or failed
+        self._watch()
+        if again and (self.readable is not None or (failed and self.writable is not None)):
+            self.kick()
+
+    def _run(self, kind: str, callback: Callback) -> None:
+        try:
+            callback()
+        except Exception as error:
+            # Tcl's rule: a handler that fails is removed, or a condition
+            # that it did not look after would raise the error for ever.
+            if kind == "readable" and self.readable is callback:
+                self.readable = None
+            elif kind == "writable" and self.writable is callback:
+                self.writable = None
+            report(self.loop, error, self.channel, "handler")
+
+    def _watch(self) -> None:
+        """Watches what is waited for, and nothing else."""
+        if self._closed:
+            return
+        reads, writes = self.channel._event_drives()
+        alive = not self.channel._event_failed()
+        fd = self.channel._event_fd()
+        want_read = fd if reads or (alive and self.readable is not None) else -1
+        want_write = (
+            fd
+            if writes or (alive and self.writable is not None and self.channel._event_writable())
+            else -1
+        )
+        if want_read != self._fd_read:
+            if self._fd_read >= 0:
+                self._poller.remove_reader(self._fd_read)
+            self._fd_read = want_read
+            if want_read >= 0:
+                self._poller.add_reader(want_read, self.kick)
+        if want_write != self._fd_write:
+            if self._fd_write >= 0:
+                self._poller.remove_writer(self._fd_write)
+            self._fd_write = want_write
+            if want_write >= 0:
+                self._poller.add_writer(want_write, self._on_room)
+
+    def _forget(self) -> None:
+        if self._fd_read >= 0:
+            self._poller.remove_reader(self._fd_read)
+        if self._fd_write >= 0:
+            self._poller.remove_writer(self._fd_write)
+        self._fd_read = self._fd_write = -1
+
+    def forget_descriptor(self) -> None:
+        """Stops watching; to be called *before* the descriptor is closed.
+
+        A number that is closed first may be another socket's already.
+        """
+        if self._fd_read < 0 and self._fd_write < 0:
+            return
+        if self.in_loop() or not self.loop.is_running():
+            with suppress(RuntimeError, OSError, ValueError):
+                self._forget()
+            return
+        done = threading.Event()
+
+        def forget() -> None:
+            self._forget()
+            done.set()
+
+        with suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(forget)
+            done.wait(FORGET)
+
+    def close(self) -> None:
+        """The channel goes: no handler runs any more."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self.readable = self.writable = None
+        self.forget_descriptor()
+
+
+# --- background errors
+
+
+def tls_background_error(message: str, options: dict[str, Any]) -> None:
+    """The hook for errors that no caller can receive; raises the exception.
+
+    Override it by assigning ``twapi_tls.tls_background_error``; the original
+    stays at ``twapi_tls.__tls_background_error__``. An override must raise;
+    if it returns, the original error is raised. What is raised goes to the
+    event loop's exception handler, once.
+
+    message: the error's text. options: ``code`` (the SSPI status, signed; 0
+    if none), ``errorcode`` (TWAPI's error code, a tuple), ``errorinfo`` (the
+    traceback as text), ``exception``, ``channel``, ``phase`` ("accept",
+    "handshake", "callback" or "handler").
+    Source: TWAPI's manual page, tls_background_error.
+    """
+    exception = options.get("exception")
+    if isinstance(exception, BaseException):
+        raise exception
+    raise RuntimeError(message)
+
+
+def report(
+    loop: asyncio.AbstractEventLoop, error: BaseException, channel: object, phase: str
+) -> None:
+    """Gives an error to the hook, and what that raises to the loop.
+
+    The hook is looked up on the package at the call: that is what makes it
+    overridable, and the one place where an import runs uphill.
+    """
+    package = sys.modules[__package__]
+    hook: Callable[[str, dict[str, Any]], object] = package.tls_background_error
+    options = {
+        "code": getattr(error, "code", 0),
+        "errorcode": getattr(error, "errorcode", ()),
+        "errorinfo": "".join(traceback.format_exception(error)),
+        "exception": error,
+        "channel": channel,
+        "phase": phase,
+    }
+    raised = error
+    try:
+        hook(str(error), options)
+    except Exception as other:
+        raised = other
+    if not loop.is_closed():
+        loop.call_exception_handler(
+            {
+                "message": f"background error in twapi_tls ({phase})",
+                "exception": raised,
+                "channel": channel,
+            }
+        )

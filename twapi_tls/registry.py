@@ -1,0 +1,72 @@
+"""Socket commands: what makes the TCP connections under TLS.
+
+One command is registered per process; ``socketcmd=`` overrides it for one
+call. The default is ours.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from .sockets import AcceptCallback, ListeningSocket, PendingConnection, connect
+
+SocketCommand = Callable[..., Any]
+
+# A socket command has no timeout among its arguments: tls_socket's reaches
+# the default command through here, also when another command wraps it.
+connect_timeout: contextvars.ContextVar[float | None] = contextvars.ContextVar(
+    "twapi_tls_connect_timeout", default=None
+)
+
+
+def socket_command(
+    *address: Any,
+    server: AcceptCallback | None = None,
+    myaddr: str | None = None,
+    myport: int | None = None,
+    async_: bool = False,
+) -> Any:
+    """The default socket command: plain TCP.
+
+    ``(host, port, myaddr=, myport=, async_=)`` gives a connected socket;
+    with ``async_`` at once a pending connection, made in a thread.
+    ``(port, server=, myaddr=)`` gives a listener, which ``tls_socket``
+    starts on its event loop.
+    """
+    if server is not None:
+        (port,) = address
+        return ListeningSocket(port, server=server, myaddr=myaddr)
+    host, port = address
+    timeout = connect_timeout.get()
+
+    def attempt() -> Any:
+        return connect(host, port, myaddr=myaddr, myport=myport, timeout=timeout)
+
+    return PendingConnection(attempt) if async_ else attempt()
+
+
+_lock = threading.Lock()
+_command: SocketCommand = socket_command
+
+
+def tls_socket_command(command: SocketCommand | None = None) -> SocketCommand:
+    """The registered socket command; with an argument, registers it.
+
+    Returns the one before (or, without argument, the present one). A
+    client's is called ``(host, port, *, myaddr, myport, async_)`` and gives a
+    ``socket.socket`` or an object with the transport methods; a listener's
+    is called ``(port, *, server, myaddr)``, calls ``server(sock, address,
+    port)`` for each connection, and gives an object with ``close()``. Per
+    process, thread safe. TypeError if not callable.
+    """
+    global _command
+    if command is None:
+        return _command
+    if not callable(command):
+        raise TypeError(f"a socket command must be callable, not {command!r}")
+    with _lock:
+        before, _command = _command, command
+    return before

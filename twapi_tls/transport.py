@@ -1,0 +1,484 @@
+"""Byte transports: what a channel runs over.
+
+Three things satisfy ``ByteTransport``: a plain socket (``SocketTransport``),
+an object of the user's (``ObjectTransport``), and a TLS session, be it on a
+native socket (``_native.Session`` itself) or on any other transport
+(``Pump``). So TLS in TLS is a ``Pump`` over a session, and nothing knows.
+
+Timeouts are in seconds everywhere: None waits for ever, 0 never waits.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from . import _native
+from .errors import Deadline, closed_error
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+CHUNK = 65536
+
+
+class ByteTransport(Protocol):
+    """The floor of a channel. One reader and one writer may be in it at once."""
+
+    def recv(self, n: int, timeout: float | None = None, /) -> bytes | None:
+        """1..n bytes, b"" at the end, None if it would wait (timeout 0)."""
+
+    def recv_into(self, buffer: Buffer, timeout: float | None = None, /) -> int:
+        """Bytes read, 0 at the end, -1 if it would wait (timeout 0)."""
+
+    def send(self, data: Buffer, timeout: float | None = None, /) -> int:
+        """Bytes taken, possibly not all; 0 if it would wait (timeout 0)."""
+
+    def flush(self, timeout: float | None = None, /) -> bool:
+        """True once nothing taken by send waits any more."""
+
+    def shutdown_write(self, timeout: float | None = None, /) -> bool:
+        """Ends the output; False if output still waits (timeout 0)."""
+
+    def readable(self) -> bool:
+        """Would recv return without waiting?"""
+
+    def fileno(self) -> int:
+        """A descriptor that can be selected on, or -1."""
+
+    def close(self, timeout: float = 0.0, graceful: bool = True, /) -> None:
+        """Closes; ends calls that wait in it. Idempotent."""
+
+
+@runtime_checkable
+class StreamTransport(Protocol):
+    """What an object needs so that ``starttls`` can wrap it.
+
+    ``recv(n)`` gives 1..n bytes and b"" at the end, ``send(data)`` says how
+    many bytes it took, ``close()`` closes. Used where they exist:
+    ``fileno()`` with ``setblocking(flag)`` (both are needed for timeouts that
+    are exact, for non-blocking use and for events; a call that would block
+    raises BlockingIOError), else ``settimeout(seconds)``; ``shutdown(how)``,
+    ``pending()``, ``getpeername()``, ``getsockname()``, ``gettimeout()``.
+    """
+
+    def recv(self, n: int, /) -> bytes: ...
+
+    def send(self, data: bytes, /) -> int: ...
+
+    def close(self) -> None: ...
+
+
+def wait_fd(fd: int, write: bool, timeout: float | None) -> bool:
+    """Waits until a descriptor is ready; False at the timeout."""
+    if fd < 0:
+        raise closed_error()
+    if hasattr(select, "poll"):
+        poller = select.poll()
+        poller.register(fd, select.POLLOUT if write else select.POLLIN)
+        return bool(poller.poll(None if timeout is None else timeout * 1000 + 0.5))
+    sets: tuple[list[int], list[int]] = ([], [fd]) if write else ([fd], [])
+    return any(select.select(*sets, [fd], timeout))
+
+
+@contextmanager
+def borrowed_socket(fd: int) -> Iterator[socket.socket]:
+    """A socket object on a descriptor that somebody else owns."""
+    if fd < 0:
+        raise closed_error("the channel has no socket")
+    sock = socket.socket(fileno=fd)
+    try:
+        yield sock
+    finally:
+        sock.detach()
+
+
+def is_plain_socket(thing: object) -> bool:
+    """A socket whose bytes are the descriptor's.
+
+    Not so a socket of the ssl module: taking its descriptor would drop its
+    encryption. The module is looked up, not imported: whoever has such a
+    socket has imported it.
+    """
+    if not isinstance(thing, socket.socket):
+        return False
+    ssl = sys.modules.get("ssl")
+    return ssl is None or not isinstance(thing, ssl.SSLSocket)
+
+
+class SocketTransport:
+    """A connected plain socket."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+
+    def detach(self) -> socket.socket:
+        """The socket; its caller detaches or closes it."""
+        return self._sock
+
+    def _wait(self, write: bool, deadline: Deadline) -> None:
+        if not wait_fd(self.fileno(), write, deadline.left()):
+            raise TimeoutError("timed out")
+
+    def recv(self, n: int, timeout: float | None = None, /) -> bytes | None:
+        deadline = Deadline(timeout)
+        while True:
+            try:
+                return self._sock.recv(n)
+            except BlockingIOError:
+                if timeout == 0:
+                    return None
+            self._wait(False, deadline)
+
+    def recv_into(self, buffer: Buffer, timeout: float | None = None, /) -> int:
+        deadline = Deadline(timeout)
+        while True:
+            try:
+                return self._sock.recv_into(buffer)
+            except BlockingIOError:
+                if timeout == 0:
+                    return -1
+            self._wait(False, deadline)
+
+    def send(self, data: Buffer, timeout: float | None = None, /) -> int:
+        deadline = Deadline(timeout)
+        while True:
+            try:
+                return self._sock.send(data)
+            except BlockingIOError:
+                if timeout == 0:
+                    return 0
+            self._wait(True, deadline)
+
+    def flush(self, timeout: float | None = None, /) -> bool:
+        return True
+
+    def shutdown_write(self, timeout: float | None = None, /) -> bool:
+        self._sock.shutdown(socket.SHUT_WR)
+        return True
+
+    def readable(self) -> bool:
+        fd = self.fileno()
+        return fd < 0 or wait_fd(fd, False, 0)
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def close(self, timeout: float = 0.0, graceful: bool = True, /) -> None:
+        with suppress(OSError):
+            # Wakes a thread that waits in recv; close() alone would not.
+            self._sock.shutdown(socket.SHUT_RDWR)
+        self._sock.close()
+
+
+class ObjectTransport:
+    """Any object with a stream's methods (``StreamTransport``)."""
+
+    def __init__(self, stream: Any) -> None:
+        # Any: only some of its methods are promised.
+        self.stream: Any = stream
+        self._lock = threading.Lock()
+        self._closed = False
+        self._selectable = self.fileno() >= 0 and self._has("setblocking")
+        if self._selectable:
+            self.stream.setblocking(False)
+
+    def _has(self, name: str) -> bool:
+        return callable(getattr(self.stream, name, None))
+
+    def fileno(self) -> int:
+        method = getattr(self.stream, "fileno", None)
+        if method is None or self._closed:
+            return -1
+        try:
+            return int(method())
+        except OSError:
+            return -1
+
+    @staticmethod
+    def _blocked(error: OSError) -> int:
+        """0: a real error; 1: wants to read; 2: wants to write."""
+        name = type(error).__name__
+        # Names, not types: ssl must not be imported here.
+        if name == "SSLWantReadError":
+            return 1
+        if name == "SSLWantWriteError":
+            return 2
+        return 3 if isinstance(error, BlockingIOError) else 0
+
+    def _call(self, name: str, argument: Any, timeout: float | None, write: bool) -> Any:
+        method = getattr(self.stream, name)
+        if not self._selectable:
+            if timeout == 0 and not write:
+                raise ValueError("the transport has no fileno() and setblocking(): blocking only")
+            settimeout = getattr(self.stream, "settimeout", None)
+            if settimeout is not None:
+                settimeout(None if timeout == 0 else timeout)
+            return method(argument)
+        deadline = Deadline(timeout)
+        while True:
+            try:
+                return method(argument)
+            except OSError as error:
+                wants = self._blocked(error)
+                if not wants:
+                    raise
+            if timeout == 0:
+                return None
+            on_write = write if wants == 3 else wants == 2
+            if not wait_fd(self.fileno(), on_write, deadline.left()):
+                raise TimeoutError("timed out")
+
+    def recv(self, n: int, timeout: float | None = None, /) -> bytes | None:
+        data = self._call("recv", n, timeout, False)
+        return None if data is None else bytes(data)
+
+    def recv_into(self, buffer: Buffer, timeout: float | None = None, /) -> int:
+        view = memoryview(buffer).cast("B")
+        data = self.recv(len(view), timeout)
+        if data is None:
+            return -1
+        view[: len(data)] = data
+        return len(data)
+
+    def send(self, data: Buffer, timeout: float | None = None, /) -> int:
+        return int(self._call("send", bytes(data), timeout, True) or 0)
+
+    def flush(self, timeout: float | None = None, /) -> bool:
+        return True
+
+    def shutdown_write(self, timeout: float | None = None, /) -> bool:
+        shutdown = getattr(self.stream, "shutdown", None)
+        if shutdown is not None:
+            shutdown(socket.SHUT_WR)
+        return True
+
+    def readable(self) -> bool:
+        pending = getattr(self.stream, "pending", None)
+        if pending is not None and pending():
+            return True
+        fd = self.fileno()
+        return fd >= 0 and wait_fd(fd, False, 0)
+
+    def close(self, timeout: float = 0.0, graceful: bool = True, /) -> None:
+        if not self._closed:
+            self._closed = True
+            self.stream.close()
+
+
+class TlsTransport(ByteTransport, Protocol):
+    """A ByteTransport that negotiates first: Session with a socket, or Pump."""
+
+    def handshake(self, timeout: float | None = None, /) -> int:
+        """As ``_native.Session.handshake``."""
+
+    def verdict(self, code: int, detail: str = "", /) -> None:
+        """As ``_native.Session.verdict``; the alert is sent, if it can be."""
+
+    def output_pending(self) -> int:
+        """Bytes for the peer that wait to be sent."""
+
+
+class Pump:
+    """A TLS session over any ByteTransport.
+
+    Bytes go between the two by hand: that is the one difference from a
+    session on a native socket. Output is taken from the session and sent
+    under one lock, since records must not change places.
+    """
+
+    def __init__(self, session: _native.Session, transport: ByteTransport) -> None:
+        self.session = session
+        self.transport = transport
+        self._read_lock = threading.Lock()
+        self._write_lock = threading.RLock()
+        self._out = b""
+        self._fin = False
+
+    def _push(self, timeout: float | None) -> bool:
+        """Sends what waits; the write lock is held. False: would wait."""
+        deadline = Deadline(timeout)
+        while True:
+            if not self._out:
+                self._out = self.session.take_output()
+            if not self._out:
+                return self.transport.flush(deadline.left())
+            try:
+                n = self.transport.send(self._out, deadline.left())
+            except OSError as error:
+                self._out = self._out[int(getattr(error, "written", 0)) :]
+                raise
+            if not n and timeout == 0:
+                return False
+            self._out = self._out[n:]
+
+    def _push_alert(self) -> None:
+        """Sends what a failure left for the peer, as far as it goes."""
+        with suppress(OSError, ValueError), self._write_lock:
+            self._push(0)
+
+    def _pull(self, timeout: float | None) -> bool:
+        """Feeds the session once; False: would wait."""
+        data = self.transport.recv(CHUNK, timeout)
+        if data is None:
+            return False
+        if data:
+            self.session.feed(data)
+        else:
+            self.session.feed_eof()
+        return True
+
+    def handshake(self, timeout: float | None = None, /) -> int:
+        deadline = Deadline(timeout)
+        while True:
+            try:
+                status = self.session.handshake(0)
+            except OSError:
+                self._push_alert()
+                raise
+            with self._write_lock:
+                if not self._push(deadline.left()) and status == _native.WANT_READ:
+                    return _native.WANT_WRITE
+            if status == _native.WANT_WRITE:
+                continue
+            if status != _native.WANT_READ:
+                return status
+            with self._read_lock:
+                if not self._pull(deadline.left()):
+                    return status
+
+    def verdict(self, code: int, detail: str = "", /) -> None:
+        try:
+            self.session.verdict(code, detail)
+        finally:
+            self._push_alert()
+
+    def recv(self, n: int, timeout: float | None = None, /) -> bytes | None:
+        deadline = Deadline(timeout)
+        with self._read_lock:
+            while True:
+                try:
+                    data = self.session.recv(n, 0)
+                finally:
+                    # Answers to post-handshake messages, or an alert.
+                    if self.session.output_pending():
+                        self._push_alert()
+                if data is not None or not self._pull(deadline.left()):
+                    return data
+
+    def recv_into(self, buffer: Buffer, timeout: float | None = None, /) -> int:
+        view = memoryview(buffer).cast("B")
+        data = self.recv(len(view), timeout)
+        if data is None:
+            return -1
+        view[: len(data)] = data
+        return len(data)
+
+    def send(self, data: Buffer, timeout: float | None = None, /) -> int:
+        deadline = Deadline(timeout)
+        view = memoryview(data).cast("B")
+        sent = 0
+        with self._write_lock:
+            try:
+                while sent < len(view):
+                    if not self._push(deadline.left()):
+                        return sent
+                    n = self.session.send(view[sent:], 0)
+                    sent += n
+                    if not n and not self.session.output_pending():
+                        # A renegotiation holds writing back until the peer
+                        # has spoken; whoever reads moves it on.
+                        if timeout == 0:
+                            return sent
+                        with self._read_lock:
+                            self._pull(deadline.left())
+                self._push(deadline.left())
+            except OSError as error:
+                if sent and isinstance(error, TimeoutError):
+                    error.written = sent  # type: ignore[attr-defined]
+                raise
+        return sent
+
+    def flush(self, timeout: float | None = None, /) -> bool:
+        with self._write_lock:
+            return self._push(timeout)
+
+    def shutdown_write(self, timeout: float | None = None, /) -> bool:
+        deadline = Deadline(timeout)
+        with self._write_lock:
+            self.session.shutdown()
+            if not self._push(deadline.left()):
+                return False
+            if not self._fin:
+                self._fin = True
+                return self.transport.shutdown_write(deadline.left())
+            return True
+
+    def output_pending(self) -> int:
+        return len(self._out) + self.session.output_pending()
+
+    def readable(self) -> bool:
+        session = self.session
+        if session.readable():
+            return True
+        if not self._read_lock.acquire(blocking=False):
+            return False
+        try:
+            while self.transport.readable():
+                if not self._pull(0):
+                    return False
+                if session.readable():
+                    return True
+        except OSError:
+            return True
+        finally:
+            self._read_lock.release()
+        return False
+
+    def fileno(self) -> int:
+        return self.transport.fileno()
+
+    def close(self, timeout: float = 0.0, graceful: bool = True, /) -> None:
+        if graceful and self.session.state() == "OPEN":
+            with suppress(OSError, ValueError):
+                self.session.shutdown()
+        if self._write_lock.acquire(timeout=max(timeout, 0.0)):
+            try:
+                with suppress(OSError, ValueError):
+                    self._push(timeout)
+            finally:
+                self._write_lock.release()
+        self.transport.close(timeout, graceful)
+        self.session.close(0.0, False)
+
+
+def session_transport(session: _native.Session, below: object) -> TlsTransport:
+    """Puts a fresh session on a connected thing, taking it over.
+
+    ``below``: a plain ``socket.socket`` (its descriptor moves into the
+    session), one of our transports, or a ``StreamTransport``.
+    """
+    if isinstance(below, SocketTransport):
+        below = below.detach()
+    if is_plain_socket(below):
+        assert isinstance(below, socket.socket)
+        fd = below.detach()
+        try:
+            session.attach(fd)
+        except BaseException:
+            socket.close(fd)
+            raise
+        return session
+    if isinstance(below, (_native.Session, Pump, ObjectTransport)):
+        return Pump(session, below)
+    if isinstance(below, StreamTransport):
+        return Pump(session, ObjectTransport(below))
+    raise TypeError(
+        f"{type(below).__name__!r} is no transport: it needs recv(n), send(data) and close()"
+    )
