@@ -1,0 +1,87 @@
+"""Fixtures that every test may use: certificates, and the watch over descriptors."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from certs import Identity, Pki, make_pki
+
+# What the interpreter and its libraries open once and keep.
+_HARMLESS = ("/dev/urandom", "/dev/random", "/dev/null")
+_SETTLE = 2.0  # seconds a thread or a child may take to let go of its descriptors
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "keeps_fds: the test leaves descriptors open on purpose")
+
+
+@pytest.fixture(scope="session")
+def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
+    """A root, an intermediate, and certificates good and bad; see certs.py."""
+    return make_pki(tmp_path_factory.mktemp("pki"))
+
+
+@pytest.fixture(scope="session", params=["p256", "rsa2048"])
+def server_identity(request: pytest.FixtureRequest, pki: Pki) -> Identity:
+    """The good server certificate, once with each kind of key."""
+    return pki.server if request.param == "p256" else pki.server_rsa
+
+
+def open_descriptors() -> dict[int, str]:
+    """Descriptor to what it names; empty where the system does not tell."""
+    for folder in (Path("/proc/self/fd"), Path("/dev/fd")):
+        if folder.is_dir():
+            break
+    else:
+        return {}
+    found = {}
+    for entry in os.listdir(folder):
+        descriptor = int(entry)
+        try:
+            # A link on Linux; on macOS only that it is open can be known.
+            os.fstat(descriptor)
+            found[descriptor] = (
+                os.readlink(folder / entry) if folder.parts[1] == "proc" else "open"
+            )
+        except OSError:
+            continue  # the listing's own
+    return found
+
+
+def new_descriptors(before: dict[int, str]) -> dict[int, str]:
+    return {
+        descriptor: target
+        for descriptor, target in open_descriptors().items()
+        if before.get(descriptor) != target and target not in _HARMLESS
+    }
+
+
+@pytest.fixture(autouse=True)
+def no_leaked_descriptors(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test after which a descriptor is open that was not before.
+
+    Fixtures of the session that start within the test are set up before this
+    one, so what they keep is not counted.
+    """
+    before = open_descriptors()
+    yield
+    if request.node.get_closest_marker("keeps_fds") is not None:
+        return
+    leaked = new_descriptors(before)
+    if leaked:
+        gc.collect()
+        leaked = new_descriptors(before)
+    settled = threading.Event()
+    end = time.monotonic() + _SETTLE
+    while leaked and time.monotonic() < end:
+        settled.wait(0.02)
+        leaked = new_descriptors(before)
+    if leaked:
+        listing = ", ".join(f"{fd} -> {target}" for fd, target in sorted(leaked.items()))
+        pytest.fail(f"the test left descriptors open: {listing}")
