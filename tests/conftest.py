@@ -46,9 +46,7 @@ def open_descriptors() -> dict[int, str]:
         try:
             # A link on Linux; on macOS only that it is open can be known.
             os.fstat(descriptor)
-            found[descriptor] = (
-                os.readlink(folder / entry) if folder.parts[1] == "proc" else "open"
-            )
+            found[descriptor] = os.readlink(folder / entry) if folder.parts[1] == "proc" else "open"
         except OSError:
             continue  # the listing's own
     return found

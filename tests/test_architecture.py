@@ -88,11 +88,7 @@ def test_includes_run_downhill(name: str) -> None:
             wrong.append(f"{header}: not written from csrc/, or not there")
         elif FLOORS[there] > FLOORS[here] and not (here == "sspi" and header in SSPI_MAY_TAKE):
             wrong.append(f"{header}: upwards")
-        elif (
-            provider_of(name)
-            and provider_of(header)
-            and provider_of(name) != provider_of(header)
-        ):
+        elif provider_of(name) and provider_of(header) and provider_of(name) != provider_of(header):
             wrong.append(f"{header}: sideways, from one provider to another")
     assert not wrong, f"{name}: " + "; ".join(wrong)
 
@@ -211,8 +207,8 @@ LEVELS = {
     "transport": 2,
     "certs": 3,
     "verify": 4,
-    "sspi": 4,
-    "describe": 5,
+    "sspi": 5,
+    "describe": 6,
     "events": 5,
     "channel": 6,
     "commands": 7,

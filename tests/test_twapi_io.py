@@ -320,9 +320,7 @@ def test_tlsIO_2_2(pki: Pki) -> None:
     """tlsIO-2.2: myaddr and myport, seen by both ends."""
     address, port = second_address()
     with serving(tls_server(pki.server, answer_one_line)) as served:
-        channel = connect(
-            served.port, myaddr=address, myport=port, **ours(pki, "localhost")
-        )
+        channel = connect(served.port, myaddr=address, myport=port, **ours(pki, "localhost"))
         assert channel.cget("sockname") == (address, port)
         assert channel.cget("peername") == (HOST, served.port)
         facts = json.loads(ask(channel, b"conninfo"))

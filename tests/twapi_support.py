@@ -76,9 +76,7 @@ def server_credentials(identity: Identity, **options: Any) -> Any:
     return tls.sspi_acquire_credentials(
         package="unisp",
         role="server",
-        credentials=tls.sspi_schannel_credentials(
-            certificates=[certificate(identity)], **options
-        ),
+        credentials=tls.sspi_schannel_credentials(certificates=[certificate(identity)], **options),
     )
 
 
@@ -112,9 +110,7 @@ def verify_name(pki: Pki, name: str | None) -> Callable[[Any, Any], bool]:
 
 def status_of(pki: Pki, cert: Any, name: str | None) -> str:
     root = tls.cert_import(pki.root_pem)
-    return str(
-        tls.cert_tls_verify(cert, server=name, trustedroots=[root], revocationcheck="none")
-    )
+    return str(tls.cert_tls_verify(cert, server=name, trustedroots=[root], revocationcheck="none"))
 
 
 # --- servers of ours

@@ -43,6 +43,7 @@ from .events import tls_background_error
 from .listener import Listener
 from .registry import socket_command, tls_socket_command
 from .sspi import (
+    ConnectionFacts,
     Credentials,
     CredentialsConfig,
     SspiContext,
@@ -80,6 +81,7 @@ def get_include() -> str:
 __all__ = [
     "Certificate",
     "Channel",
+    "ConnectionFacts",
     "Engine",
     "Listener",
     "CredentialsConfig",

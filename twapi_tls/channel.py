@@ -112,11 +112,17 @@ class Channel:
 
     def _prepare(self, timeout: float | None) -> bool:
         """Ready for data? False: would wait (timeout 0). Raises if failed."""
-        if self._error is not None:
-            raise self._error.with_traceback(None)
-        if self._closed or self._io is None:
+        self._check_alive()
+        if self._io is None:
             self._raise_closed()
         return True
+
+    def _check_alive(self) -> None:
+        """Raises the error that stands, or that the channel is closed."""
+        if self._error is not None:
+            raise self._error.with_traceback(None)
+        if self._closed:
+            self._raise_closed()
 
     def _raise_closed(self) -> NoReturn:
         if self._taken:
@@ -258,11 +264,14 @@ class Channel:
 
     def _writable_or_queue(self, deadline: Deadline) -> bool:
         """Open for output? False: queue. Raises where writing is over."""
+        self._check_writable()
+        return self._usable or self._prepare(deadline.left())
+
+    def _check_writable(self) -> None:
+        """Raises where writing is over."""
         if self._write_ended:
             raise BrokenPipeError(errno.EPIPE, "the channel was closed for writing")
-        if self._usable:
-            return True
-        return self._prepare(deadline.left())
+        self._check_alive()
 
     def _enqueue(self, view: memoryview) -> int:
         """Queues what the bound allows, at least one byte."""
@@ -552,17 +561,12 @@ class Channel:
     def _write(self, view: memoryview, whole: bool) -> None:
         deadline = Deadline(self._timeout)
         waits = self._timeout != 0
-        is_open = self._writable_or_queue(deadline)
-        if self._buffering == "none" or not is_open:
-            keep = False
-        elif self._buffering == "line":
-            keep = b"\n" not in bytes(view) and b"\r" not in bytes(view)
-            keep = keep and len(self._queue) + len(view) < self._buffersize
-        else:
-            keep = len(self._queue) + len(view) < self._buffersize
-        if keep:
+        if self._keeps(view):
+            # Only memory is touched: not even a negotiation is waited for.
+            self._check_writable()
             self._queue += view
             return
+        is_open = self._writable_or_queue(deadline)
         if waits and is_open:
             if not self._queue:
                 self._send_all(view, deadline)
@@ -572,6 +576,12 @@ class Channel:
             self._flush_queue(deadline)
             return
         self._write_nowait(view, whole, is_open)
+
+    def _keeps(self, view: memoryview) -> bool:
+        """Does ``buffering`` hold these bytes back?"""
+        if self._buffering == "none" or len(self._queue) + len(view) >= self._buffersize:
+            return False
+        return self._buffering == "full" or not {10, 13} & set(view)
 
     def _write_nowait(self, view: memoryview, whole: bool, is_open: bool) -> None:
         if is_open:
@@ -604,8 +614,10 @@ class Channel:
     def flush(self) -> None:
         """Sends what was written.
 
-        BlockingIOError on a non-blocking channel that could not send all;
-        nothing is lost, and with an event loop it goes on by itself.
+        On a non-blocking channel with an event loop what does not fit goes
+        on in the background (``pending("output")`` tells), as with Tcl's
+        flush; without a loop BlockingIOError says that some is left.
+        Nothing is lost either way.
         """
         with self._write_lock:
             if self._closed:
@@ -615,7 +627,9 @@ class Channel:
             deadline = Deadline(self._timeout)
             if not self._prepare(deadline.left()) or not self._flush_queue(deadline):
                 if self._queue or self._transport_output():
-                    self._kick()
+                    if self._timeout == 0 and self._events is not None:
+                        self._kick()
+                        return
                     raise would_block()
 
     # --- copying
@@ -938,7 +952,7 @@ class Channel:
             raise ValueError(f"bad event {kind!r}: must be 'readable' or 'writable'")
         events = self._events
         if callback is UNSET:
-            return None if events is None else getattr(events, kind)  # type: ignore[no-any-return]
+            return None if events is None else getattr(events, kind)
         if callback is None:
             if events is not None:
                 events.set(kind, None)

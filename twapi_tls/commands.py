@@ -58,14 +58,17 @@ def _check_credentials(credentials: object, role: str) -> None:
         )
 
 
-def _check_port(port: object, option: str = "port") -> int | str:
+def _check_port(port: object, option: str = "port") -> int:
     if isinstance(port, bool) or not isinstance(port, (int, str)):
         raise TypeError(f"{option} must be a number or a service name, not {port!r}")
     if isinstance(port, int) and not 0 <= port <= 65535:
         raise ValueError(f"{option} must be 0 to 65535, not {port}")
-    if port == "":
-        raise ValueError(f"{option} must not be empty")
-    return port
+    if isinstance(port, str) and not port.isdecimal():
+        try:
+            return socket.getservbyname(port, "tcp")
+        except OSError:
+            raise ValueError(f"{option} {port!r} is neither a number nor a known service") from None
+    return _check_port(int(port), option) if isinstance(port, str) else port
 
 
 def _check_socketcmd(socketcmd: Any) -> SocketCommand:
@@ -176,11 +179,16 @@ def tls_socket(
     if named:
         raise TypeError(f"tls_socket() got an unexpected keyword argument {next(iter(named))!r}")
     command = _check_socketcmd(socketcmd)
+    if myaddr is not None and not isinstance(myaddr, str):
+        raise TypeError(f"myaddr must be an address as a string, not {myaddr!r}")
     verifier = _check_verifier(verifier)
     names = None if alpn is None else check_alpn(alpn)
     if server is None:
         if len(address) != 2:
-            raise TypeError("tls_socket() needs host and port (or port and server=callback)")
+            raise TypeError(
+                "tls_socket() takes the arguments host and port (or port, with server=callback), "
+                f"not {len(address)}"
+            )
         for option, value in (
             ("handshake_timeout", handshake_timeout),
             ("max_handshakes", max_handshakes),
@@ -205,7 +213,9 @@ def tls_socket(
             raise ValueError("server must not be empty: it is called for each connection")
         raise TypeError(f"server must be callable, not {server!r}")
     if len(address) != 1:
-        raise TypeError("tls_socket(server=...) needs one argument, the port")
+        raise TypeError(
+            f"tls_socket(server=...) takes one positional argument, the port, not {len(address)}"
+        )
     for option, given in (
         ("async_", async_),
         ("myport", myport is not None),
@@ -273,8 +283,10 @@ def _client(
     if not host:
         raise ValueError("host must not be empty")
     port = _check_port(port)
-    if myport is not None and isinstance(_check_port(myport, "myport"), str):
-        raise TypeError("myport must be a number")
+    if myport is not None:
+        if isinstance(myport, str):
+            raise TypeError(f"myport must be a number, not {myport!r}")
+        myport = _check_port(myport, "myport")
     if loop is not None and not async_:
         raise TypeError("loop needs async_=True")
     deadline = Deadline(timeout)

@@ -155,7 +155,7 @@ class _Server(threading.Thread):
     def run(self) -> None:
         async def serve() -> None:
             self._loop = asyncio.get_running_loop()
-            self._stop = asyncio.Event()
+            self._over = asyncio.Event()
             listener = commands.tls_socket(
                 0,
                 server=self._accepted,
@@ -166,7 +166,7 @@ class _Server(threading.Thread):
             )
             self.port = listener.getsockname()[1]
             self.ready.set()
-            await self._stop.wait()
+            await self._over.wait()
             listener.close()
 
         try:
@@ -177,7 +177,7 @@ class _Server(threading.Thread):
 
     def stop(self) -> None:
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._stop.set)
+            self._loop.call_soon_threadsafe(self._over.set)
         self.join(10)
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from . import sspi
-from ._native import Certificate
+from ._native import TLSError
+from .certs import Certificate
 
 __all__ = ["certificate_facts", "connection_facts", "peer_chain", "sentences"]
 
@@ -37,18 +38,18 @@ def certificate_facts(cert: Certificate) -> dict[str, Any]:
     }
 
 
-def connection_facts(session_facts: dict[str, Any], chain: list[Certificate]) -> dict[str, Any]:
+def connection_facts(negotiated: sspi.ConnectionFacts, chain: list[Certificate]) -> dict[str, Any]:
     """Everything ``inspect --json`` prints about an open connection."""
-    alpn = session_facts.get("alpn")
+    alpn = negotiated.alpn
     return {
-        "protocol": session_facts["protocol"],
-        "cipher_suite": session_facts["suite_name"],
-        "cipher_suite_number": session_facts["suite"],
-        "bits": session_facts["bits"],
-        "key_exchange_group": session_facts["group"],
+        "protocol": negotiated.protocol,
+        "cipher_suite": negotiated.suite_name,
+        "cipher_suite_number": negotiated.suite,
+        "bits": negotiated.bits,
+        "key_exchange_group": negotiated.group,
         "alpn": alpn.decode("ascii", "replace") if alpn else None,
-        "sni": session_facts["sni"] or None,
-        "resumed": session_facts["resumed"],
+        "sni": negotiated.sni or None,
+        "resumed": negotiated.resumed,
         "chain": [certificate_facts(cert) for cert in chain],
     }
 
@@ -82,12 +83,12 @@ def sentences(facts: dict[str, Any], verification: str) -> list[str]:
     return lines
 
 
-def peer_chain(context: Any) -> list[Certificate]:
+def peer_chain(context: sspi.SspiContext) -> list[Certificate]:
     """The peer's certificates as it sent them, leaf first; [] if none."""
     try:
         leaf = sspi.sspi_remote_cert(context)
-    except OSError:
-        return []
-    chain = leaf.chain()
-    sent = [chain[i] for i in range(len(chain))]
-    return sent if sent and sent[0] == leaf else [leaf, *(c for c in sent if c != leaf)]
+    except TLSError as error:
+        if error.name == "SEC_E_NO_CREDENTIALS":
+            return []
+        raise
+    return [leaf, *(cert for cert in leaf.chain() if cert != leaf)]

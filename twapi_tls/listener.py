@@ -201,6 +201,9 @@ class Listener(Channel):
             errorcode=("TWAPI", "TLS", "LISTENER"),
         )
 
+    def _check_alive(self) -> None:
+        self._raise_closed()
+
     def _read_only(self) -> tuple[str, ...]:
         return (*READ_ONLY, *TLS_READ_ONLY)
 

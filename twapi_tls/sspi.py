@@ -37,6 +37,28 @@ Role = Literal["client", "server"]
 CertificateChooser = Callable[["SspiContext", list[bytes]], "Credentials | None"]
 
 
+@dataclass(frozen=True, slots=True)
+class ConnectionFacts:
+    """What was negotiated.
+
+    protocol: "TLS 1.3". suite: the IANA number, suite_name its name,
+    cipher_name the engine's own. bits: of the cipher's key. group: of the
+    key exchange, "" if unknown. alpn: None if nothing was chosen. sni: the
+    name the client asked for, "" if none. resumed: None if the engine cannot
+    tell.
+    """
+
+    protocol: str
+    suite: int
+    suite_name: str
+    cipher_name: str
+    bits: int
+    group: str
+    alpn: bytes | None
+    sni: str
+    resumed: bool | None
+
+
 @dataclass(frozen=True)
 class CredentialsConfig:
     """What ``sspi_schannel_credentials`` was told, checked; no handle yet."""
@@ -344,15 +366,9 @@ class SspiContext:
             raise ValueError("a channel's context is moved by the channel alone")
         return self.session
 
-    def facts(self) -> dict[str, Any]:
-        """What was negotiated. TLSError before it is known.
-
-        protocol: "TLS 1.3". suite: IANA number (int), suite_name its name,
-        cipher_name the engine's own. bits: of the cipher's key. group: of
-        the key exchange, "" if unknown. alpn: bytes or None. sni: the name
-        the client asked for, "" if none. resumed: None if unknown.
-        """
-        return self.session.facts()
+    def facts(self) -> ConnectionFacts:
+        """What was negotiated. TLSError before it is known."""
+        return ConnectionFacts(**self.session.facts())
 
     def channel_binding(self, kind: str = "tls-server-end-point") -> bytes:
         """A channel binding's bytes, without prefix.
@@ -610,7 +626,7 @@ def sspi_issuers_accepted_by_peer(ctx: SspiContext) -> list[bytes]:
     return list(ctx.session.issuers())
 
 
-def sspi_connection_facts(ctx: SspiContext) -> dict[str, Any]:
+def sspi_connection_facts(ctx: SspiContext) -> ConnectionFacts:
     """What was negotiated, as ``SspiContext.facts``."""
     return ctx.facts()
 

@@ -26,7 +26,7 @@ from .errors import Deadline, closed_error, make_error, timeout_error
 from .events import ChannelEvents, report, require_loop, running_loop
 from .options import READ_ONLY, TLS_READ_ONLY
 from .sockets import PendingConnection
-from .sspi import Credentials, Role, SspiContext, answer_certificate
+from .sspi import ConnectionFacts, Credentials, Role, SspiContext, answer_certificate
 from .transport import TlsTransport, session_transport
 from .verify import (
     Policy,
@@ -143,13 +143,8 @@ class TlsChannel(Channel):
     # --- negotiation
 
     def _prepare(self, timeout: float | None) -> bool:
-        if self._error is not None:
-            raise self._error.with_traceback(None)
-        if self._closed:
-            self._raise_closed()
-        if self._opened:
-            return True
-        return self.negotiate(timeout)
+        self._check_alive()
+        return self._opened or self.negotiate(timeout)
 
     def negotiate(self, timeout: float | None) -> bool:
         """Drives the negotiation; True once OPEN, False if it would wait.
@@ -527,7 +522,7 @@ class TlsChannel(Channel):
         """The connection's security context."""
         return self._context
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> ConnectionFacts:
         """What was negotiated, as ``SspiContext.facts``."""
         return self._context.facts()
 
@@ -540,11 +535,11 @@ class TlsChannel(Channel):
         if not self._opened:
             return None
         facts = self.facts()
-        return facts["cipher_name"], _ssl_name(facts), facts["bits"]
+        return facts.cipher_name, _ssl_name(facts), facts.bits
 
     def selected_alpn_protocol(self) -> str | None:
         """The protocol that ALPN chose, None if none."""
-        chosen = self.facts()["alpn"] if self._opened else None
+        chosen = self.facts().alpn if self._opened else None
         return chosen.decode("utf-8", "replace") if chosen else None
 
     def get_channel_binding(self, cb_type: str = "tls-unique") -> bytes | None:
@@ -574,9 +569,9 @@ class TlsChannel(Channel):
         return f"<TlsChannel {self._role} {self.state} fd={self.fileno()}>"
 
 
-def _ssl_name(facts: dict[str, Any]) -> str:
+def _ssl_name(facts: ConnectionFacts) -> str:
     """The protocol as the ssl module writes it."""
-    return str(facts["protocol"]).replace("TLS ", "TLSv")
+    return facts.protocol.replace("TLS ", "TLSv")
 
 
 def report_failure(channel: TlsChannel, error: BaseException | None) -> None:

@@ -12,7 +12,9 @@
  * ConnectionResetError, BrokenPipeError and so on, chosen by OSError.
  *
  * TWAPI's error codes (`errorcode`): ("TWAPI", "TLS", ...) for what its
- * tls module finds out, ("TWAPI_WIN32", number, text) for SSPI failures.
+ * tls module finds out, ("TWAPI_WIN32", number, text) for SSPI failures,
+ * those of the automatic verification among them. VERIFYFAIL is a verifier's
+ * answer and made where verifiers are called.
  */
 #include "python/py_error.h"
 
@@ -178,9 +180,6 @@ static PyObject *errorcode_of(const struct tw_error *err)
 {
     const char *word;
 
-    if (is_verification(err)) {
-        return Py_BuildValue("(sss)", "TWAPI", "TLS", "VERIFYFAIL");
-    }
     switch (err->status) {
     case TW_E_NEGOTIATE_EOF:
         return Py_BuildValue("(ssss)", "TWAPI", "TLS", "NEGOTIATE", "EOF");

@@ -1753,28 +1753,27 @@ static SECURITY_STATUS query_context_attributes(PCtxtHandle ctx,
 
 /* ----------------------------------- slots beside the function table */
 
+/* The verify result for which the SSL object sends the alert that the
+   code calls for: tw_alert_for_code is the one place that chooses it, and
+   libssl has no call that sends an alert of our choice. */
 static int x509_error_of(SECURITY_STATUS code)
 {
-    switch (code) {
-    case SEC_E_CERT_EXPIRED:
-    case CERT_E_EXPIRED:
+    switch (tw_alert_for_code((int32_t)code)) {
+    case SSL_AD_CERTIFICATE_EXPIRED:
         return X509_V_ERR_CERT_HAS_EXPIRED;
-    case CRYPT_E_REVOKED:
-    case CERT_E_REVOKED:
+    case SSL_AD_CERTIFICATE_REVOKED:
         return X509_V_ERR_CERT_REVOKED;
-    case SEC_E_UNTRUSTED_ROOT:
-    case CERT_E_UNTRUSTEDROOT:
-    case CERT_E_CHAINING:
+    case SSL_AD_UNKNOWN_CA:
         return X509_V_ERR_SELF_SIGNED_CERT_IN_CHAIN;
-    case SEC_E_WRONG_PRINCIPAL:
-    case CERT_E_CN_NO_MATCH:
-        return X509_V_ERR_HOSTNAME_MISMATCH;
-    case SEC_E_CERT_WRONG_USAGE:
-    case CERT_E_WRONG_USAGE:
-    case CERT_E_PURPOSE:
+    case SSL_AD_BAD_CERTIFICATE:
+        return X509_V_ERR_CERT_REJECTED;
+    case SSL_AD_UNSUPPORTED_CERTIFICATE:
         return X509_V_ERR_INVALID_PURPOSE;
-    case TRUST_E_CERT_SIGNATURE:
-        return X509_V_ERR_CERT_SIGNATURE_FAILURE;
+    case SSL_AD_INTERNAL_ERROR:
+        return X509_V_ERR_OUT_OF_MEM;
+    case SSL_AD_CERTIFICATE_UNKNOWN:
+        /* what libssl's table does not list is sent as this */
+        return X509_V_ERR_SUBJECT_ISSUER_MISMATCH;
     default:
         return X509_V_ERR_APPLICATION_VERIFICATION;
     }
