@@ -27,7 +27,7 @@ help:
 	@echo 'make demo      build, then show server and client on this machine'
 	@echo 'make test      lint, types, C unit programs, pytest'
 	@echo 'make lint      ruff and mypy --strict'
-	@echo 'make bench     the benchmarks, against ssl'
+	@echo 'make bench     the benchmarks, against ssl (BENCH_ARGS=--quick: a minute)'
 	@echo 'make stress    the long runs'
 	@echo 'make sanitize  the tests with $(SANITIZERS)'
 	@echo 'make valgrind  the C unit programs under valgrind'
@@ -74,8 +74,9 @@ native: bootstrap
 test: bootstrap-test lint native $(STAMPS)/native
 	$(BIN)/pytest $(PYTEST_ARGS)
 
+BENCH_ARGS ?=
 bench: bootstrap $(STAMPS)/native
-	$(VPY) -m twapi_tls bench
+	$(VPY) -m twapi_tls bench $(BENCH_ARGS)
 
 stress: bootstrap-test $(STAMPS)/native
 	@test -e tests/stress.py || { echo 'make stress: tests/stress.py is not there' >&2; exit 2; }

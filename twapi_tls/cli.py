@@ -1,4 +1,4 @@
-"""The command line: ``python -m twapi_tls connect|serve|inspect|certs|demo``."""
+"""The command line: ``python -m twapi_tls connect|serve|inspect|certs|demo|bench``."""
 
 from __future__ import annotations
 
@@ -224,6 +224,12 @@ def _demo_command(options: argparse.Namespace) -> int:
     return demo.run(options.megabytes)
 
 
+def _bench_command(options: argparse.Namespace) -> int:
+    from . import bench
+
+    return bench.run(options.arguments)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m twapi_tls", description="TLS over the operating system's own engine."
@@ -274,12 +280,19 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--json", action="store_true", help="as JSON")
     sub = add("demo", _demo_command, "server and client on this machine, 100 MB each way")
     sub.add_argument("--megabytes", type=int, default=100)
+    # Its options are benchmarks/run.py's own, help included.
+    sub = commands_.add_parser("bench", add_help=False, help="the benchmarks, against ssl")
+    sub.set_defaults(run=_bench_command)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; the exit status."""
-    options = _parser().parse_args(argv)
+    parser = _parser()
+    options, rest = parser.parse_known_args(argv)
+    options.arguments = rest
+    if rest and options.run is not _bench_command:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         return int(options.run(options))
     except KeyboardInterrupt:

@@ -27,7 +27,7 @@ MEGABYTE = 1_000_000
 PIECE = 256 * 1024
 
 
-def _make_certificates() -> tuple[bytes, bytes, bytes]:
+def make_certificates() -> tuple[bytes, bytes, bytes]:
     """(root PEM, server PEM with key and chain, client PEM with key and chain)."""
     try:
         from cryptography import x509
@@ -247,7 +247,7 @@ def run(megabytes: int = 100) -> int:
     """Runs the demo; 0 if everything was as it should be."""
     amount = megabytes * MEGABYTE
     print("Making a root CA, an intermediate, a server's and a client's certificate ...")
-    root, server_pem, client_pem = _make_certificates()
+    root, server_pem, client_pem = make_certificates()
     server = _Server(_credentials("server", server_pem, root), root, amount)
     server.start()
     server.ready.wait(30)

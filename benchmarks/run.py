@@ -1,0 +1,155 @@
+"""The benchmarks: ``python benchmarks/run.py [--quick] [--only WORD] ...``.
+
+Runs every row against ``ssl`` in one go and writes the table, as Markdown for
+people and as JSON for programs. See measure.py for how a ratio comes about.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+BUILD = HERE.parent / "build" / "bench"
+SUITES = {
+    "TLS_AES_128_GCM_SHA256": "AES-128-GCM",
+    "TLS_AES_256_GCM_SHA384": "AES-256-GCM",
+    "TLS_CHACHA20_POLY1305_SHA256": "ChaCha20-Poly1305",
+}
+
+
+def choose_suite(suite: str, arguments: Sequence[str]) -> None:
+    """Starts this program again with a configuration that offers one suite.
+
+    OpenSSL reads it once, when it is loaded; it holds for both contenders.
+    """
+    if os.environ.get("TWAPI_TLS_BENCH_SUITE") == suite:
+        return
+    BUILD.mkdir(parents=True, exist_ok=True)
+    path = BUILD / f"{suite}.cnf"
+    path.write_text(
+        "openssl_conf = a\n[a]\nssl_conf = b\n[b]\nsystem_default = c\n"
+        f"[c]\nCiphersuites = {suite}\n"
+    )
+    environment = dict(os.environ, OPENSSL_CONF=str(path), TWAPI_TLS_BENCH_SUITE=suite)
+    # Text of ours that comes before exec would be lost in the buffer.
+    sys.stdout.flush()
+    os.execve(sys.executable, [sys.executable, str(HERE / "run.py"), *arguments], environment)
+
+
+def figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
+
+
+def markdown(rows: Sequence[dict[str, Any]], about: dict[str, str]) -> str:
+    """The table with what it was measured on."""
+    lines = [
+        f"{about['engine']}, {about['suite']}, Python {about['python']}, {about['cpu']}; "
+        f"{about['date']}. Ratio: ours to the peer's, median of the pairs (quartiles).",
+        "",
+        "| workload | peer = 1.0 | ratio | bar | ours | peer | limit | of it |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        bar = "" if row["bar"] is None else f"{row['bar']:.2f}{'' if row['reached'] else ' !'}"
+        share = "" if row["of_limit"] is None else f"{row['of_limit']:.0%}"
+        lines.append(
+            f"| {row['name']} | {row['peer']} | **{row['ratio']:.2f}** "
+            f"({row['low']:.2f}-{row['high']:.2f}) | {bar} | {figure(row['ours'])} {row['unit']} "
+            f"| {figure(row['theirs'])} | {row['limit']} | {share} |"
+        )
+    missed = [row["name"] for row in rows if row["reached"] is False]
+    slower = [row["name"] for row in rows if row["high"] < 1.0]
+    lines.append("")
+    lines.append(f"Below the bar (!): {', '.join(missed) or 'none'}.")
+    lines.append(f"Slower than the peer: {', '.join(slower) or 'none'}.")
+    return "\n".join(lines) + "\n"
+
+
+def cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="python -m twapi_tls bench", description=__doc__)
+    made.add_argument("--quick", action="store_true", help="fewer and shorter pairs: two minutes")
+    made.add_argument("--only", action="append", metavar="WORD", help="rows whose name has WORD")
+    made.add_argument("--suite", choices=sorted(SUITES), default="TLS_AES_128_GCM_SHA256")
+    made.add_argument("--tls12", metavar="CIPHER", help="TLS 1.2 with this OpenSSL cipher instead")
+    made.add_argument("--json", type=Path, metavar="FILE", default=BUILD / "bench.json")
+    made.add_argument("--markdown", type=Path, metavar="FILE", default=BUILD / "bench.md")
+    return made
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs what was asked for; 0, or 1 if a row is slower than its peer."""
+    options = parser().parse_args(arguments)
+    choose_suite(options.suite, arguments)
+    import idle_rows
+    import memory_rows
+    import socket_rows
+    from ends import TLS13, Certificates, Kind, Ours, Ssl
+
+    import twapi_tls
+
+    certificates = Certificates()
+    kind = Kind("tls1.2", options.tls12) if options.tls12 else TLS13
+    ours, peer = Ours(certificates, kind), Ssl(certificates, kind)
+    client, _ = ours.memory_pair()
+    suite = client.facts()["suite_name"]
+    if ssl.OPENSSL_VERSION != twapi_tls.engine.version:
+        print(f"note: ssl runs on {ssl.OPENSSL_VERSION}", file=sys.stderr)
+
+    def wanted(name: str) -> bool:
+        chosen = not options.only or any(word.lower() in name.lower() for word in options.only)
+        if chosen:
+            print(f"  {name} ...", file=sys.stderr, flush=True)
+        return chosen
+
+    raw = None
+    if not options.tls12:
+        try:
+            raw = memory_rows.RawEvp(BUILD)
+        except (OSError, subprocess.CalledProcessError) as error:
+            print(f"note: no row shows raw EVP, which could not be built: {error}", file=sys.stderr)
+    cipher = SUITES[options.suite]
+    rows = memory_rows.rows(ours, peer, raw, cipher, options.quick, wanted)
+    rows += socket_rows.rows(ours, peer, options.quick, wanted)
+    if sys.platform == "linux":
+        rows += idle_rows.rows(ours, peer, options.quick, wanted)
+    about = {
+        "engine": twapi_tls.engine.version,
+        "suite": suite,
+        "python": platform.python_version(),
+        "cpu": f"{cpu_name()}, {os.cpu_count()} CPUs",
+        "date": time.strftime("%Y-%m-%d"),
+        "records": os.environ.get("TWAPI_TLS_RECORDS", ""),
+    }
+    table = [dict(asdict(row), reached=row.reached) for row in rows]
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps({"about": about, "rows": table}, indent=2) + "\n")
+    text = markdown(table, about)
+    options.markdown.parent.mkdir(parents=True, exist_ok=True)
+    options.markdown.write_text(text)
+    print(text, end="")
+    return 1 if any(row["high"] < 1.0 for row in table) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

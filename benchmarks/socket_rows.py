@@ -1,0 +1,458 @@
+"""Rows over TCP on loopback: bulk, echo, a server of many connections.
+
+The other end is a forked process; both ends are joined by one connection and
+a pipe for what the two tell each other. ``time.monotonic`` is one clock for
+all processes of the machine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from ends import PIECE, Engine, Ours, Plain, Ssl, connected_pair
+from measure import Row, Run, compare
+
+import twapi_tls as tls
+
+MB = 1e6
+
+
+class Partner:
+    """A forked process that runs ``work(say, hear)``."""
+
+    def __init__(self, work: Callable[[Callable[[Any], None], Callable[[], Any]], None]) -> None:
+        ours, theirs = socket.socketpair()
+        sys.stdout.flush()
+        self.pid = os.fork()
+        if self.pid == 0:
+            status = 1
+            try:
+                ours.close()
+                pipe = theirs.makefile("rw")
+                work(lambda thing: _say(pipe, thing), lambda: json.loads(pipe.readline()))
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(status)
+        theirs.close()
+        self.socket = ours
+        self.pipe = ours.makefile("rw")
+
+    def say(self, thing: Any) -> None:
+        _say(self.pipe, thing)
+
+    def hear(self) -> Any:
+        line = self.pipe.readline()
+        if not line:
+            raise RuntimeError("the other process of the benchmark failed")
+        return json.loads(line)
+
+    def end(self) -> None:
+        self.pipe.close()
+        self.socket.close()
+        _, status = os.waitpid(self.pid, 0)
+        if status:
+            raise RuntimeError("the other process of the benchmark failed")
+
+
+def _say(pipe: Any, thing: Any) -> None:
+    pipe.write(json.dumps(thing) + "\n")
+    pipe.flush()
+
+
+def pin(cpu: int) -> None:
+    """Keeps this process on one CPU, where the system can."""
+    if hasattr(os, "sched_setaffinity"):
+        cpus = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cpus[cpu % len(cpus)]})
+
+
+def unpin(before: set[int] | None) -> None:
+    if before is not None:
+        os.sched_setaffinity(0, before)
+
+
+def affinity() -> set[int] | None:
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+
+
+def drain_raw(fd: int, amount: int) -> None:
+    """Drops ciphertext as it comes, without looking at it."""
+    trunc = getattr(socket, "MSG_TRUNC", 0) if sys.platform == "linux" else 0
+    sock = socket.socket(fileno=os.dup(fd))
+    with sock:
+        sock.setblocking(True)
+        waste = bytearray(1 << 20)
+        while amount > 0:
+            n = sock.recv_into(waste, 0, trunc)
+            if not n:
+                return
+            amount -= n
+
+
+def send_run(engine: Engine, amount: int, peer: Ssl) -> float:
+    """MB/s of the sender; the receiver drops ciphertext unread."""
+    one, other = connected_pair()
+
+    def receiver(say: Callable[[Any], None], hear: Callable[[], Any]) -> None:
+        one.close()
+        pin(1)
+        end: Any = other if isinstance(engine, Plain) else peer.server(other)
+        say("ready")
+        drain_raw(end.fileno(), amount)
+        say(time.monotonic())
+        hear()
+
+    partner = Partner(receiver)
+    other.close()
+    stream = engine.client(one)
+    data = bytes(PIECE)
+    partner.hear()
+    began = time.monotonic()
+    for _ in range(amount // PIECE):
+        stream.sendall(data)
+    ended = float(partner.hear())
+    partner.say("go")
+    partner.end()
+    stream.close()
+    return amount / (ended - began) / MB
+
+
+def both_run(engine: Engine, amount: int) -> float:
+    """MB/s with the same engine at both ends."""
+    one, other = connected_pair()
+
+    def receiver(say: Callable[[Any], None], hear: Callable[[], Any]) -> None:
+        one.close()
+        pin(1)
+        end = engine.server(other)
+        say("ready")
+        receive(end, amount)
+        say(time.monotonic())
+        hear()
+
+    partner = Partner(receiver)
+    other.close()
+    stream = engine.client(one)
+    data = bytes(PIECE)
+    partner.hear()
+    began = time.monotonic()
+    for _ in range(amount // PIECE):
+        stream.sendall(data)
+    ended = float(partner.hear())
+    partner.say("go")
+    partner.end()
+    stream.close()
+    return amount / (ended - began) / MB
+
+
+def receive(end: Any, amount: int) -> None:
+    buffer = bytearray(PIECE)
+    while amount > 0:
+        n = end.recv_into(buffer)
+        if not n:
+            raise RuntimeError("the stream ended early")
+        amount -= n
+
+
+def serve_sealed(ours: Ours, sock: socket.socket, amount: int, hear: Callable[[], Any]) -> None:
+    """Handshakes in memory, seals everything beforehand, sends at the word."""
+    sock.setblocking(True)
+    context = tls.sspi_server_context(ours.server_credentials)
+    status = "continue"
+    while status == "continue":
+        status, out, _ = tls.sspi_step(context, sock.recv(65536))
+        sock.sendall(out)
+    data = bytes(PIECE)
+    sealed = b"".join(tls.sspi_encrypt_stream(context, data) for _ in range(amount // PIECE))
+    hear()
+    sock.sendall(sealed)
+
+
+def receive_run(engine: Engine, amount: int, ours: Ours, cpu: list[float] | None = None) -> float:
+    """MB/s of the receiver; the sender has sealed everything beforehand.
+
+    cpu: gets the bytes per second of the receiver's CPU time.
+    """
+    one, other = connected_pair()
+
+    def sender(say: Callable[[Any], None], hear: Callable[[], Any]) -> None:
+        one.close()
+        pin(1)
+        if isinstance(engine, Plain):
+            hear()
+            sealed = bytes(amount)
+            say("ready")
+            hear()
+            other.sendall(sealed)
+        else:
+
+            def ready() -> None:
+                say("ready")
+                hear()
+
+            serve_sealed(ours, other, amount, ready)
+        hear()
+
+    partner = Partner(sender)
+    other.close()
+    stream = engine.client(one)
+    if isinstance(engine, Plain):
+        partner.say("made")
+    partner.hear()
+    partner.say("go")
+    began, used = time.monotonic(), time.process_time()
+    receive(stream, amount)
+    ended = time.monotonic()
+    used = time.process_time() - used
+    partner.say("done")
+    partner.end()
+    stream.close()
+    if cpu is not None:
+        return amount / used / MB
+    return amount / (ended - began) / MB
+
+
+def echo_run(engine: Engine, size: int, seconds: float) -> float:
+    """Round trips per second, both processes on one CPU."""
+    one, other = connected_pair()
+    before = affinity()
+
+    def echo(say: Callable[[Any], None], hear: Callable[[], Any]) -> None:
+        one.close()
+        pin(0)
+        end = engine.server(other)
+        say("ready")
+        recv, sendall = end.recv, end.sendall
+        while data := recv(size):
+            sendall(data)
+
+    partner = Partner(echo)
+    other.close()
+    pin(0)
+    try:
+        stream = engine.client(one)
+        partner.hear()
+        data = bytes(size)
+        recv, sendall = stream.recv, stream.sendall
+        rounds = 0
+        began = time.monotonic()
+        end = began + seconds
+        while time.monotonic() < end:
+            for _ in range(50):
+                sendall(data)
+                left = size
+                while left:
+                    left -= len(recv(left))
+            rounds += 50
+        spent = time.monotonic() - began
+        say_goodbye(stream)
+        partner.end()
+    finally:
+        unpin(before)
+    return rounds / spent
+
+
+def say_goodbye(stream: Any) -> None:
+    unwrap = getattr(stream, "unwrap", None)
+    if unwrap is not None:
+        try:
+            unwrap().close()
+        except OSError:
+            stream.close()
+    else:
+        stream.close()
+
+
+def epoll_server(engine: Engine, ends: list[Any], size: int) -> None:
+    """Answers whole messages of ``size`` bytes with as many, until all close."""
+    selector = selectors.DefaultSelector()
+    blocked = engine.would_block
+    for end in ends:
+        end.setblocking(False)
+        selector.register(end.fileno(), selectors.EVENT_READ, (end, bytearray()))
+    left = len(ends)
+    while left:
+        for key, _ in selector.select():
+            end, have = key.data
+            closed = False
+            while True:
+                try:
+                    data = end.recv(65536)
+                except blocked:
+                    break
+                except OSError:
+                    data = b""
+                if not data:
+                    closed = True
+                    break
+                if not have and len(data) == size:
+                    whole: Any = data
+                else:
+                    have += data
+                    if len(have) < size:
+                        continue
+                    whole = bytes(have[:size])
+                    del have[:size]
+                while whole:
+                    try:
+                        whole = whole[end.send(whole) :]
+                    except blocked:
+                        continue
+                if len(data) < 65536 and not _pending(end):
+                    break
+            if closed:
+                selector.unregister(key.fd)
+                end.close()
+                left -= 1
+    selector.close()
+
+
+def _pending(end: Any) -> int:
+    pending = getattr(end, "pending", None)
+    return 0 if pending is None else int(pending())
+
+
+def epoll_run(
+    engine: Engine, ours: Ours, connections: int, size: int, seconds: float, plain: bool
+) -> float:
+    """Requests per second of the server's CPU time.
+
+    The load comes from the other CPU, over our channels whatever the server
+    is; one request is under way on each connection.
+    """
+    pairs = [connected_pair() for _ in range(connections)]
+
+    def server(say: Callable[[Any], None], hear: Callable[[], Any]) -> None:
+        ends = []
+        for one, other in pairs:
+            one.close()
+            ends.append(engine.server(other))
+        pin(1)
+        say("ready")
+        hear()
+        used = time.process_time()
+        epoll_server(engine, ends, size)
+        say(time.process_time() - used)
+
+    partner = Partner(server)
+    before = affinity()
+    streams = []
+    client: Engine = Plain() if plain else ours
+    for one, other in pairs:
+        other.close()
+        streams.append(client.client(one))
+    partner.hear()
+    pin(0)
+    try:
+        requests = drive(streams, size, seconds, partner)
+    finally:
+        unpin(before)
+    used = partner.hear()
+    partner.end()
+    return requests / float(used)
+
+
+def drive(streams: list[Any], size: int, seconds: float, partner: Partner) -> int:
+    selector = selectors.DefaultSelector()
+    request = bytes(size)
+    for stream in streams:
+        stream.setblocking(False)
+        selector.register(stream.fileno(), selectors.EVENT_READ, [stream, 0])
+    partner.say("go")
+    for stream in streams:
+        send_whole(stream, request)
+    done = 0
+    end = time.monotonic() + seconds
+    running = True
+    left = len(streams)
+    while left:
+        running = running and time.monotonic() < end
+        for key, _ in selector.select():
+            data = key.data
+            stream = data[0]
+            try:
+                while data[1] < size:
+                    n = len(stream.recv(65536))
+                    if not n:
+                        raise RuntimeError("the server closed")
+                    data[1] += n
+            except BlockingIOError:
+                continue
+            data[1] = 0
+            done += 1
+            if running:
+                send_whole(stream, request)
+            else:
+                selector.unregister(key.fd)
+                stream.setblocking(True)
+                stream.close()
+                left -= 1
+    selector.close()
+    return done
+
+
+def send_whole(stream: Any, data: bytes) -> None:
+    while data:
+        try:
+            data = data[stream.send(data) :]
+        except BlockingIOError:
+            continue
+
+
+def rows(ours: Ours, peer: Ssl, quick: bool, wanted: Callable[[str], bool]) -> list[Row]:
+    """All rows of this file that are wanted."""
+    amount = (48 if quick else 256) << 20
+    sealed = (48 if quick else 192) << 20
+    seconds = 0.4 if quick else 1.5
+    pairs = 5 if quick else 15
+    plain = Plain()
+    out: list[Row] = []
+
+    def add(row: Row, runs: Callable[[Engine], float], limit: bool = True) -> None:
+        if not wanted(row.name):
+            return
+        contenders: dict[str, Run] = {"ours": lambda: runs(ours), "peer": lambda: runs(peer)}
+        if limit:
+            contenders["limit"] = lambda: runs(plain)
+        out.append(compare(row, contenders, pairs))
+
+    sockets = "plain sockets"
+    add(
+        Row("bulk TCP, send", "ssl sockets", sockets, "MB/s", 1.9),
+        lambda engine: send_run(engine, amount, peer),
+    )
+    add(
+        Row("bulk TCP, receive", "ssl sockets", sockets, "MB/s", 2.4),
+        lambda engine: receive_run(engine, sealed, ours),
+    )
+    add(
+        Row("bulk TCP, both ends", "ssl sockets", sockets, "MB/s", 1.8),
+        lambda engine: both_run(engine, amount),
+    )
+    add(
+        Row("receiver, bytes per CPU second", "ssl sockets", sockets, "MB/s", 2.5),
+        lambda engine: receive_run(engine, sealed, ours, cpu=[]),
+    )
+    add(
+        Row("echo 64 B, one core", "ssl sockets", sockets, "1/s", 1.4),
+        lambda engine: echo_run(engine, 64, seconds),
+    )
+    for size, name, bar in ((64, "64 B", 1.8), (16384, "16 KiB", 1.6)):
+        add(
+            Row(f"epoll server, 200 connections, {name}", "ssl + epoll", sockets, "1/CPU s", bar),
+            lambda engine, size=size: epoll_run(  # type: ignore[misc]
+                engine, ours, 200, size, seconds, isinstance(engine, Plain)
+            ),
+        )
+    return out
