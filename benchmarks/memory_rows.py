@@ -171,7 +171,7 @@ def handshake_runs(ours: Ours, peer: Ssl, resumed: bool, seconds: float) -> dict
 
     def ours_resumed() -> int:
         client, _ = ours.memory_pair()
-        if client.facts()["resumed"] is not True:
+        if client.facts().resumed is not True:
             raise RuntimeError("our session was not resumed")
         return 1
 

@@ -112,7 +112,7 @@ def main(arguments: Sequence[str]) -> int:
     kind = Kind("tls1.2", options.tls12) if options.tls12 else TLS13
     ours, peer = Ours(certificates, kind), Ssl(certificates, kind)
     client, _ = ours.memory_pair()
-    suite = client.facts()["suite_name"]
+    suite = client.facts().suite_name
     if ssl.OPENSSL_VERSION != twapi_tls.engine.version:
         print(f"note: ssl runs on {ssl.OPENSSL_VERSION}", file=sys.stderr)
 

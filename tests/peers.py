@@ -616,8 +616,11 @@ def ssl_server(
     client_ca: Path | None = None,
     require_client: bool = False,
     alpn: Sequence[str] = (),
+    gate: threading.Event | None = None,
 ) -> Iterator[SSLServer]:
     """Python's ssl in threads: ``handler`` gets each connection after its handshake.
+
+    No handshake begins before ``gate``, if there is one, is set.
 
     What a handshake or a handler raises is kept in ``errors`` and ends only that
     connection.
@@ -646,6 +649,8 @@ def ssl_server(
             with server._changed:
                 live.discard(plain)
                 live.add(secure)
+            if gate is not None and not gate.wait(READY):
+                raise PeerError("the gate stayed shut")
             secure.do_handshake()
             cipher = secure.cipher()
             with server._changed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import pytest
@@ -38,6 +39,12 @@ def whole(data: bytes) -> Iterator[bytes]:
 def bytewise(data: bytes) -> Iterator[bytes]:
     for i in range(len(data)):
         yield data[i : i + 1]
+
+
+def on_thread(work: Callable[[], object]) -> None:
+    """Does it on a thread that is gone afterwards."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(work).result(10)
 
 
 class Pair:
@@ -326,3 +333,57 @@ def test_any_chunking(pki: Pki, version: int, cuts: list[int], payload: bytes) -
     pair.handshake()
     assert pair.carry(pair.client, pair.server, payload) == payload
     assert pair.carry(pair.server, pair.client, payload) == payload
+
+
+@VERSIONS
+@pytest.mark.parametrize("end", ["accept", "refuse", "drop"])
+def test_a_server_may_be_judged_or_dropped_on_another_thread(
+    pki: Pki, version: int, end: str
+) -> None:
+    """The pause of a server is bound to no thread, not even to one that lives."""
+    pair = make_pair(pki, version, mutual=True)
+
+    def until_the_verdict() -> None:
+        status = -1
+        while status != _native.WANT_VERDICT:
+            pair.drive(pair.client)
+            pair.move(pair.client, pair.server)
+            status = pair.server.handshake()
+            pair.move(pair.server, pair.client)
+
+    on_thread(until_the_verdict)
+    if end == "accept":
+        on_thread(lambda: pair.server.verdict(0))
+        pair.handshake()
+        assert pair.carry(pair.client, pair.server, b"ping") == b"ping"
+    elif end == "refuse":
+        with pytest.raises(_native.TLSVerificationError):
+            on_thread(lambda: pair.server.verdict(_native.CODES["SEC_E_CERT_EXPIRED"]))
+        pair.move(pair.server, pair.client)
+        with pytest.raises(_native.TLSAlertError) as told:
+            if pair.drive(pair.client):
+                pair.client.recv(100, 0)
+        assert told.value.alert_received == "certificate_expired"
+    else:
+        on_thread(lambda: delattr(pair, "server"))
+        assert pair.client.state() != "FAILED"
+
+
+@pytest.mark.parametrize("reason", ["SEC_E_CERT_EXPIRED", "SEC_E_CERT_UNKNOWN", "CRYPT_E_REVOKED"])
+@VERSIONS
+def test_a_refusal_of_a_resumed_session_is_told_by_name(
+    pki: Pki, version: int, reason: str
+) -> None:
+    creds = (credentials("client", None, version), credentials("server", pki.server, version))
+    first = make_pair(pki, version, creds=creds)
+    first.handshake()
+    assert first.carry(first.server, first.client, b"ticket comes") == b"ticket comes"
+    pair = make_pair(pki, version, creds=creds)
+    pair.client_verdict = _native.CODES[reason]
+    with pytest.raises(_native.TLSVerificationError) as refused:
+        pair.handshake()
+    assert pair.client.facts()["resumed"] is True
+    pair.move(pair.client, pair.server)
+    with pytest.raises(_native.TLSAlertError) as told:
+        pair.drive(pair.server)
+    assert told.value.alert_received == refused.value.alert_sent

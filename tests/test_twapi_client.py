@@ -11,6 +11,7 @@ import asyncio
 import http.client
 import io
 import ssl
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -295,12 +296,14 @@ def test_tls_socket_client_2_7(pki: Pki) -> None:
 def switch_modes(pki: Pki, blocking_from: int) -> None:
     """The request's lines are written before OPEN, the first ones non-blocking."""
     request = [b"GET / HTTP/1.1", b"Host: localhost", b"Connection: close", b""]
-    with peers.ssl_server(pki.server, SMALL_PAGE) as server:
+    gate = threading.Event()
+    with peers.ssl_server(pki.server, SMALL_PAGE, gate=gate) as server:
         with connect(server.port, pki, async_=True) as channel:
             channel.configure(buffering="line", translation="crlf", blocking=False)
             for line in request[:blocking_from]:
                 channel.puts(line)
                 assert tls.tls_state(channel) != "OPEN"
+            gate.set()
             channel.configure(blocking=True)
             channel.settimeout(LIMIT)
             for line in request[blocking_from:]:

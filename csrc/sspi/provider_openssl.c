@@ -9,30 +9,35 @@
  * which becomes the token. So the SSL object holds no partial record, and
  * "how much is missing" is always arithmetic on the record header.
  *
- * The pause for a verdict lies before our Finished (HOUSE.md, 10):
- *   client, full handshake    SSL_set_retry_verify inside the callback
+ * The pause for a verdict lies before anything is sent that depends on it:
+ *   client, full handshake    SSL_set_retry_verify inside the callback,
+ *                             before our Finished; a refusal lets the SSL
+ *                             object send its alert
  *   client, resumed           records are fed one by one; we stop after
  *                             ServerHello, where the session is known
- *   server, full handshake    the handshake runs as an ASYNC job that
- *                             pauses inside the callback; on a server a
- *                             retry would be ignored and fail open
- *   server, no certificate    the same job pauses at the client's empty
- *                             Certificate message; a refusal turns on
- *                             FAIL_IF_NO_PEER_CERT, so the SSL object
- *                             sends the alert itself
- *   server, resumed           the token is held by the core
+ *   server                    the callback takes note of the certificate
+ *                             and the SSL object goes on: a retry would be
+ *                             ignored there and fail open. The core holds
+ *                             the token, and with it our Finished (TLS
+ *                             1.2) or the tickets (1.3, where our Finished
+ *                             precedes the client's certificate), and
+ *                             lets no data move
+ * Not an ASYNC job: OpenSSL's fibres must be resumed on the thread that
+ * began them, and a session may be answered or freed on any.
+ * A refusal that libssl has no alert for is told in the clear while our
+ * side has no keys yet, else under the right ones (traffic_openssl.c).
  *
  * Once the handshake is over, records go through the SSL object
  * (SSL_read, SSL_write). `record_*` below are the seam where a record
  * engine takes over; nothing else touches records.
  */
 #include "sspi/openssl_internal.h"
+#include "sspi/traffic_openssl.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 #include <arpa/inet.h>
-#include <openssl/async.h>
 #include <openssl/crypto.h>
 #include <openssl/x509v3.h>
 
@@ -74,9 +79,9 @@ struct context {
     size_t replay;         /* input bytes taken by a step that answered
                               INCOMPLETE_CREDENTIALS; they come again */
     struct tw_cert *peer;  /* owned; from the verify callback */
-    bool peer_none;        /* the client sent an empty Certificate */
     enum verdict verdict;
-    bool suspended;        /* by retry_verify or an ASYNC job */
+    struct tw_traffic *traffic; /* owned; TLS 1.3, until open */
+    bool suspended;        /* by retry_verify, or by drive() */
     int x509_error;        /* why it was refused, X509_V_ERR_... */
     bool lookup;           /* suspended in the client's cert_cb */
     bool supplied;         /* go on with what credentials there are */
@@ -274,28 +279,6 @@ static SECURITY_STATUS failure(struct context *c)
     return st;
 }
 
-static void pause_job(struct context *c)
-{
-    while (c->verdict == PAUSED && ASYNC_get_current_job()) {
-        (void)ASYNC_pause_job();
-    }
-}
-
-/* Is this body of a Certificate message without any certificate? RFC 8446,
-   4.4.2 (context, list) and RFC 5246, 7.4.6 (list). */
-static bool no_certificate(struct context *c, const uint8_t *m, size_t len)
-{
-    size_t at = 4;
-
-    if (SSL_version(c->ssl) == TLS1_3_VERSION) {
-        if (len < 5) {
-            return false;
-        }
-        at += 1u + m[4];
-    }
-    return len >= at + 3 && m[at] == 0 && m[at + 1] == 0 && m[at + 2] == 0;
-}
-
 static void message_seen(int sent, int version, int type, const void *buf,
                          size_t len, SSL *ssl, void *arg)
 {
@@ -320,17 +303,33 @@ static void message_seen(int sent, int version, int type, const void *buf,
             if (m[0] == SSL3_MT_KEY_UPDATE && len == 5 && m[4] == 1) {
                 c->update_asked = true;
             }
-        } else if (c->role == TW_SERVER && m[0] == SSL3_MT_CERTIFICATE
-                   && c->verdict == UNASKED && no_certificate(c, m, len)
-                   && ASYNC_get_current_job()) {
-            c->peer_none = true;
-            c->verdict = PAUSED;
-            pause_job(c);
-            if (c->verdict == REFUSED) {
-                SSL_set_verify(c->ssl, SSL_VERIFY_PEER
-                               | SSL_VERIFY_FAIL_IF_NO_PEER_CERT, NULL);
-            }
         }
+    }
+}
+
+/* TLS 1.3 secrets, for an alert that libssl cannot send. */
+static void secret_logged(const SSL *ssl, const char *line)
+{
+    struct context *c = context_of(ssl);
+
+    if (c->open || c->verdict == ACCEPTED
+        || SSL_version(ssl) != TLS1_3_VERSION) {
+        return;
+    }
+    if (!c->traffic) {
+        c->traffic = calloc(1, sizeof(*c->traffic));
+    }
+    if (c->traffic) {
+        tw_traffic_note(c->traffic, line);
+    }
+}
+
+static void forget_secrets(struct context *c)
+{
+    if (c->traffic) {
+        tw_traffic_wipe(c->traffic);
+        free(c->traffic);
+        c->traffic = NULL;
     }
 }
 
@@ -356,30 +355,18 @@ static int verify_peer(X509_STORE_CTX *store, void *arg)
             return 0;
         }
     }
-    if (c->verdict == UNASKED) {
-        c->verdict = PAUSED;
-        if (c->role == TW_CLIENT) {
-            (void)SSL_set_retry_verify(ssl);
-            return 1;
-        }
-        pause_job(c);
+    if (c->role == TW_SERVER) {
+        X509_STORE_CTX_set_error(store, X509_V_OK);
+        return 1; /* the core holds everything back until the verdict */
     }
-    if (c->role == TW_CLIENT && c->verdict == PAUSED) {
+    if (c->verdict == UNASKED || c->verdict == PAUSED) {
+        c->verdict = PAUSED;
         (void)SSL_set_retry_verify(ssl);
         return 1;
     }
-    if (c->verdict == ACCEPTED) {
-        X509_STORE_CTX_set_error(store, X509_V_OK);
-        return 1;
-    }
-    if (c->verdict == REFUSED || c->role == TW_CLIENT) {
-        X509_STORE_CTX_set_error(store, c->x509_error);
-        return 0;
-    }
-    /* A server whose platform has no ASYNC jobs: the handshake ends, and
-       the core holds everything back until the verdict. */
-    X509_STORE_CTX_set_error(store, X509_V_OK);
-    return 1;
+    X509_STORE_CTX_set_error(store, c->verdict == ACCEPTED ? X509_V_OK
+                                                           : c->x509_error);
+    return c->verdict == ACCEPTED;
 }
 
 /* The server asks for a certificate (RFC 8446, 4.3.2) and the credentials
@@ -686,6 +673,7 @@ static enum tw_status configure(struct credentials *cred,
     SSL_CTX_set_cert_verify_callback(ctx, verify_peer, NULL);
     SSL_CTX_set_cert_cb(ctx, choose_certificate, NULL);
     SSL_CTX_set_alpn_select_cb(ctx, choose_alpn, NULL);
+    SSL_CTX_set_keylog_callback(ctx, secret_logged);
     if (config->flags & TW_CRED_NO_RESUME) {
         (void)SSL_CTX_set_options(ctx, SSL_OP_NO_TICKET);
         (void)SSL_CTX_set_session_cache_mode(ctx, SSL_SESS_CACHE_OFF);
@@ -787,15 +775,6 @@ static void context_free(struct context *c)
         return;
     }
     if (c->ssl) {
-        if (c->suspended && c->role == TW_SERVER) {
-            /* let the paused job run out: its stack is freed by its end */
-            c->verdict = REFUSED;
-            c->x509_error = X509_V_ERR_APPLICATION_VERIFICATION;
-            c->in = NULL;
-            c->in_len = c->in_pos = 0;
-            (void)SSL_do_handshake(c->ssl);
-            ERR_clear_error();
-        }
         if (c->open && !c->dead) {
             /* without this the session would not be resumable */
             SSL_set_shutdown(c->ssl,
@@ -804,6 +783,7 @@ static void context_free(struct context *c)
         SSL_free(c->ssl);
     }
     tw_openssl_cert_free(c->peer);
+    forget_secrets(c);
     if (c->out) {
         OPENSSL_cleanse(c->out, c->out_room);
         free(c->out);
@@ -875,9 +855,6 @@ static SECURITY_STATUS set_server(struct context *c, bool ask)
         SSL_set_verify(c->ssl, SSL_VERIFY_PEER, NULL);
         /* a ticket would carry the client's leaf without its chain */
         (void)SSL_set_options(c->ssl, SSL_OP_NO_TICKET);
-        if (ASYNC_is_capable()) {
-            (void)SSL_set_mode(c->ssl, SSL_MODE_ASYNC);
-        }
     } else {
         SSL_set_verify(c->ssl, SSL_VERIFY_NONE, NULL);
     }
@@ -1069,7 +1046,6 @@ static enum drive drive_once(struct context *c)
     case SSL_ERROR_WANT_READ:
         return MORE;
     case SSL_ERROR_WANT_RETRY_VERIFY:
-    case SSL_ERROR_WANT_ASYNC:
         c->suspended = true;
         return SUSPENDED;
     case SSL_ERROR_WANT_X509_LOOKUP:
@@ -1115,15 +1091,6 @@ static enum drive drive(struct context *c, const uint8_t *p, size_t len,
     return d;
 }
 
-static SECURITY_STATUS finish(struct context *c)
-{
-    if (!c->open) {
-        c->open = true;
-        (void)SSL_clear_mode(c->ssl, SSL_MODE_ASYNC);
-    }
-    return SEC_E_OK;
-}
-
 /* The handshake's step with input p[0..len). */
 static SECURITY_STATUS handshake(struct context *c, const uint8_t *p,
                                  size_t len, bool resume,
@@ -1142,7 +1109,8 @@ static SECURITY_STATUS handshake(struct context *c, const uint8_t *p,
     c->replay = 0;
     switch (drive(c, p + skip, len - skip, resume, &used)) {
     case FINISHED:
-        st = finish(c);
+        c->open = true;
+        st = SEC_E_OK;
         break;
     case MORE:
     case SUSPENDED:
@@ -1779,39 +1747,73 @@ static int x509_error_of(SECURITY_STATUS code)
     }
 }
 
+/*
+ * The alert of a refusal that the SSL object does not send itself. Our side
+ * has no keys yet in TLS 1.2 (our ChangeCipherSpec is in the token that is
+ * dropped), nor on a server that resumes (ServerHello is). In TLS 1.3 it has
+ * those of its handshake on a client, of its data on a server.
+ */
+static size_t refusal_alert(struct context *c, SECURITY_STATUS code,
+                            uint8_t *alert, size_t room)
+{
+    bool tls13 = SSL_version(c->ssl) == TLS1_3_VERSION;
+    int number = tw_alert_for_code((int32_t)code);
+    size_t n = 0;
+
+    if (number == TLS13_AD_CERTIFICATE_REQUIRED && !tls13) {
+        number = SSL_AD_HANDSHAKE_FAILURE;
+    }
+    if (tls13 && c->traffic
+        && (c->role == TW_CLIENT || !SSL_session_reused(c->ssl))) {
+        n = tw_traffic_seal_alert(c->traffic,
+                                  c->role == TW_CLIENT ? TW_CLIENT_HANDSHAKE
+                                                       : TW_SERVER_TRAFFIC,
+                                  SSL_get_current_cipher(c->ssl), number,
+                                  alert, room);
+    }
+    if (n == 0 && room >= 7) {
+        memcpy(alert, (const uint8_t[]){21, 3, 3, 0, 2, SSL3_AL_FATAL, 0},
+               6);
+        alert[6] = (uint8_t)number;
+        n = 7;
+    }
+    return n;
+}
+
 static SECURITY_STATUS verdict(CtxtHandle *ctx, SECURITY_STATUS code,
                                uint8_t *alert, size_t *alert_len)
 {
     struct context *c = context_at(ctx);
-    size_t room = alert_len ? *alert_len : 0, used = 0;
-    bool was_suspended;
+    size_t used = 0;
 
-    if (alert_len) {
-        *alert_len = 0;
-    }
     if (!c) {
         return SEC_E_INVALID_HANDLE;
     }
-    was_suspended = c->suspended;
     if (code == SEC_E_OK) {
+        bool was_suspended = c->suspended;
         c->verdict = ACCEPTED;
+        forget_secrets(c);
+        *alert_len = 0;
         return was_suspended ? SEC_I_CONTINUE_NEEDED : SEC_E_OK;
     }
     c->verdict = REFUSED;
     c->x509_error = x509_error_of(code);
-    if (was_suspended && !SSL_session_reused(c->ssl)) {
-        /* the callback answers, the SSL object sends the alert */
-        c->out_len = 0;
+    c->out_len = 0;
+    if (c->suspended && !SSL_session_reused(c->ssl)) {
+        /* the callback answers, the SSL object makes the alert */
         (void)drive(c, NULL, 0, true, &used);
         ERR_clear_error();
-        if (c->out_len > 0 && c->out_len <= room) {
-            memcpy(alert, c->out, c->out_len);
-            *alert_len = c->out_len;
-        }
-        c->out_len = 0;
     }
+    if (c->out_len > 0 && c->out_len <= *alert_len) {
+        memcpy(alert, c->out, c->out_len);
+        *alert_len = c->out_len;
+    } else {
+        *alert_len = refusal_alert(c, code, alert, *alert_len);
+    }
+    c->out_len = 0;
     c->suspended = false;
     c->dead = true;
+    forget_secrets(c);
     return SEC_E_OK;
 }
 
@@ -1844,8 +1846,7 @@ static enum tw_status remote_cert(CtxtHandle *ctx, struct tw_cert **out,
         *out = tw_openssl_cert_ref(c->peer);
         return TW_DONE;
     }
-    return c->open || c->peer_none ? no_certificate_from_peer(err)
-                                   : TW_WANT_READ;
+    return c->open ? no_certificate_from_peer(err) : TW_WANT_READ;
 }
 
 static enum tw_status local_cert(CtxtHandle *ctx, struct tw_cert **out,
