@@ -1,7 +1,7 @@
 /*
  * Shared by the two halves of the OpenSSL engine, and by nobody else:
  * provider_openssl.c (credentials, contexts, records; holds the provider
- * table) and cert_openssl.c (certificates, stores, chains).
+ * table) and the certificate rooms, whose map is cert_openssl.h.
  */
 #ifndef TW_SSPI_OPENSSL_INTERNAL_H
 #define TW_SSPI_OPENSSL_INTERNAL_H

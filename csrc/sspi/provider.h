@@ -253,7 +253,7 @@ struct tw_provider {
 const struct tw_provider *tw_provider_default(void);
 
 #ifndef _WIN32
-/* provider_openssl.c; the certificate half is cert_openssl.c. */
+/* provider_openssl.c; the map of its certificate half: cert_openssl.h. */
 extern const struct tw_provider tw_provider_openssl;
 #else
 extern const struct tw_provider tw_provider_schannel;

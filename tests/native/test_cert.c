@@ -3,7 +3,7 @@
  * made here: keys marry their certificates, passwords are told apart from
  * damage, names match as RFC 6125 says, and verdicts have the right code.
  *
- * Exit status 0 and one line per failure. Needs csrc/sspi/cert_openssl.c,
+ * Exit status 0 and one line per failure. Needs the OpenSSL rooms of csrc/sspi,
  * csrc/core/status.c, libssl, libcrypto.
  */
 #include <stdio.h>
