@@ -27,11 +27,19 @@
  * A refusal that libssl has no alert for is told in the clear while our
  * side has no keys yet, else under the right ones (traffic_openssl.c).
  *
- * Once the handshake is over, records go through the SSL object
- * (SSL_read, SSL_write). `record_*` below are the seam where a record
- * engine takes over; nothing else touches records.
+ * Once the handshake is over and judged, the record engine takes over where
+ * it can (engage(); record_openssl.c): it has the keys from the secrets that
+ * the SSL object logs, and the SSL object goes as soon as nothing can need
+ * it: at once on a server, on a client once its ticket is there. Until then
+ * it is fed what is its to read (tickets; in TLS 1.2 a HelloRequest and the
+ * renegotiation that follows), sealed anew under the sequence numbers that
+ * it stands at; what it writes is opened and sealed anew as well (struct
+ * shadow). Where the engine cannot, records go through the SSL object
+ * (SSL_read, SSL_write): another suite, a failed self-test, a negotiated
+ * maximum fragment length, TWAPI_TLS_RECORDS=openssl.
  */
 #include "sspi/openssl_internal.h"
+#include "sspi/record_openssl.h"
 #include "sspi/traffic_openssl.h"
 
 #include <stdlib.h>
@@ -58,6 +66,7 @@ struct credentials {
     enum tw_role role;
     uint32_t flags;        /* TW_CRED_... */
     bool has_cert;
+    bool engine;           /* contexts may use the record engine */
     struct tw_lock lock;   /* around sessions */
     struct cached *sessions; /* newest first */
     size_t session_count;
@@ -65,9 +74,46 @@ struct credentials {
 
 enum verdict { UNASKED, PAUSED, ACCEPTED, REFUSED };
 
+/* What is asked about a connection once its handshake is over; outlives the
+   SSL object. */
+struct kept {
+    const SSL_CIPHER *cipher; /* in libssl's tables */
+    const char *group;        /* in libssl's, or the SSL_CTX's; may be NULL */
+    X509 *local;              /* owned; NULL without */
+    STACK_OF(X509) *chain;    /* owned; sent with local; may be NULL */
+    SSL_SESSION *session;     /* owned; TLS 1.2 server: not to be resumed
+                                 after a fatal alert */
+    int version;              /* TLS1_2_VERSION ... */
+    bool resumed;
+    uint8_t unique_len;       /* TLS 1.2: tls-unique */
+    uint8_t alpn_len;
+    uint8_t exporter[TW_SECRET_MAX]; /* TLS 1.3: exporter_master_secret;
+                                        1.2: master secret */
+    uint8_t seed[64];         /* TLS 1.2: client's random, server's */
+    uint8_t unique[36];
+    uint8_t alpn[];           /* alpn_len bytes */
+};
+
+/* Where an SSL object that is still fed stands: keys as it knows them. */
+struct shadow {
+    struct tw_half read, write;
+    bool read_through, write_through; /* behind its ChangeCipherSpec: its
+                              records are the wire's */
+};
+
 struct context {
     struct credentials *cred; /* counted */
-    SSL *ssl;
+    SSL *ssl;              /* NULL once the record engine needs none */
+    struct kept *kept;     /* owned; NULL until engage() */
+    struct tw_records *records; /* owned; NULL: records are ssl's */
+    struct shadow *shadow; /* owned; while records and ssl are both there */
+    uint8_t *partial;      /* owned; the start of a handshake message */
+    size_t partial_len;
+    bool sent_shutdown;    /* records: close_notify is out */
+    bool ticket_fed;       /* records: ssl has got a ticket */
+    bool peer_finished;    /* the peer's Finished was read */
+    uint8_t sealed;        /* records of ours since then, TLS 1.3 */
+    uint64_t nonce;        /* TLS 1.2: explicit nonce of ssl's last record */
     enum tw_role role;
     const uint8_t *in;     /* what the BIO may read; the caller's memory */
     size_t in_len, in_pos;
@@ -119,9 +165,60 @@ static int span_read(BIO *bio, char *dst, size_t cap, size_t *n)
     return 1;
 }
 
+/* Room for n bytes behind what is gathered, or NULL. */
+static uint8_t *out_reserve(struct context *c, size_t n)
+{
+    if (n > c->out_room - c->out_len) {
+        size_t room = c->out_room ? c->out_room : n < 512 ? 512 : 4096;
+        while (room - c->out_len < n) {
+            room *= 2;
+        }
+        uint8_t *bigger = realloc(c->out, room);
+        if (!bigger) {
+            c->out_failed = true;
+            return NULL;
+        }
+        c->out = bigger;
+        c->out_room = room;
+    }
+    return c->out + c->out_len;
+}
+
+static bool out_append(struct context *c, const uint8_t *src, size_t len)
+{
+    uint8_t *at = out_reserve(c, len);
+
+    if (!at) {
+        return false;
+    }
+    memcpy(at, src, len);
+    c->out_len += len;
+    return true;
+}
+
+/* Notes what the engine must know of records that the SSL object writes in
+   a handshake: how many follow the peer's Finished (TLS 1.3: tickets), and
+   the explicit nonce of the last (TLS 1.2: Finished). */
+static void note_record(struct context *c, const uint8_t *p, size_t span)
+{
+    uint64_t nonce = 0;
+
+    if (p[0] == SSL3_RT_APPLICATION_DATA && c->peer_finished
+        && c->sealed < UINT8_MAX) {
+        c->sealed++;
+    }
+    for (size_t i = HEADER; i < HEADER + 8 && i < span; i++) {
+        nonce = nonce << 8 | p[i];
+    }
+    c->nonce = nonce;
+}
+
+static bool reseal_output(struct context *c, const uint8_t *p, size_t span);
+
 static int span_write(BIO *bio, const char *src, size_t len, size_t *n)
 {
     struct context *c = BIO_get_data(bio);
+    const uint8_t *p = (const uint8_t *)src;
 
     BIO_clear_retry_flags(bio);
     *n = len;
@@ -130,22 +227,21 @@ static int span_write(BIO *bio, const char *src, size_t len, size_t *n)
         c->sink_len += len;
         return 1;
     }
-    if (len > c->out_room - c->out_len) {
-        size_t room = c->out_room ? c->out_room : 4096;
-        while (room - c->out_len < len) {
-            room *= 2;
+    /* libssl writes whole records */
+    for (size_t at = 0; at + HEADER <= len;) {
+        size_t span = HEADER + ((size_t)p[at + 3] << 8 | p[at + 4]);
+        if (span > len - at) {
+            break;
         }
-        uint8_t *bigger = realloc(c->out, room);
-        if (!bigger) {
-            c->out_failed = true;
+        if (!c->open || SSL_in_init(c->ssl)) {
+            note_record(c, p + at, span);
+        }
+        if (c->shadow && !reseal_output(c, p + at, span)) {
             return 0;
         }
-        c->out = bigger;
-        c->out_room = room;
+        at += span;
     }
-    memcpy(c->out + c->out_len, src, len);
-    c->out_len += len;
-    return 1;
+    return c->shadow || out_append(c, p, len);
 }
 
 static long span_ctrl(BIO *bio, int cmd, long num, void *ptr)
@@ -298,6 +394,9 @@ static void message_seen(int sent, int version, int type, const void *buf,
             c->alert_received = m[1];
         }
     } else if (type == SSL3_RT_HANDSHAKE && !sent && len >= 4) {
+        if (m[0] == SSL3_MT_FINISHED) {
+            c->peer_finished = true;
+        }
         if (c->open) {
             c->saw_handshake = true;
             if (m[0] == SSL3_MT_KEY_UPDATE && len == 5 && m[4] == 1) {
@@ -307,13 +406,14 @@ static void message_seen(int sent, int version, int type, const void *buf,
     }
 }
 
-/* TLS 1.3 secrets, for an alert that libssl cannot send. */
+/* TLS 1.3 secrets, for the record engine, and for an alert that libssl
+   cannot send. */
 static void secret_logged(const SSL *ssl, const char *line)
 {
     struct context *c = context_of(ssl);
 
-    if (c->open || c->verdict == ACCEPTED
-        || SSL_version(ssl) != TLS1_3_VERSION) {
+    if (c->open || SSL_version(ssl) != TLS1_3_VERSION
+        || (c->verdict == ACCEPTED && !c->cred->engine)) {
         return;
     }
     if (!c->traffic) {
@@ -711,6 +811,14 @@ static enum tw_status configure(struct credentials *cred,
     return st;
 }
 
+/* TWAPI_TLS_RECORDS=openssl keeps records with the SSL object. */
+static bool engine_wanted(void)
+{
+    const char *records = getenv("TWAPI_TLS_RECORDS");
+
+    return !records || strcmp(records, "openssl") != 0;
+}
+
 static enum tw_status acquire(const struct tw_credentials_config *config,
                               CredHandle *out, struct tw_error *err)
 {
@@ -729,6 +837,7 @@ static enum tw_status acquire(const struct tw_credentials_config *config,
     }
     tw_count_init(&cred->refs, 1);
     tw_lock_init(&cred->lock);
+    cred->engine = engine_wanted() && tw_records_usable();
     cred->role = config->role;
     cred->flags = config->flags;
     cred->ssl_ctx = SSL_CTX_new(config->role == TW_SERVER
@@ -769,19 +878,62 @@ static struct context *context_at(PCtxtHandle handle)
     return (struct context *)handle->dwLower;
 }
 
-static void context_free(struct context *c)
+static void shadow_free(struct context *c)
 {
-    if (!c) {
-        return;
+    if (c->shadow) {
+        tw_half_fini(&c->shadow->read);
+        tw_half_fini(&c->shadow->write);
+        OPENSSL_cleanse(c->shadow, sizeof(*c->shadow));
+        free(c->shadow);
+        c->shadow = NULL;
     }
+}
+
+/* The SSL object goes; its session stays resumable if `good`. */
+static void ssl_drop(struct context *c, bool good)
+{
     if (c->ssl) {
-        if (c->open && !c->dead) {
+        if (good) {
             /* without this the session would not be resumable */
             SSL_set_shutdown(c->ssl,
                              SSL_SENT_SHUTDOWN | SSL_RECEIVED_SHUTDOWN);
         }
         SSL_free(c->ssl);
+        c->ssl = NULL;
     }
+    shadow_free(c);
+}
+
+static void kept_free(struct kept *k)
+{
+    if (k) {
+        X509_free(k->local);
+        sk_X509_pop_free(k->chain, X509_free);
+        SSL_SESSION_free(k->session);
+        OPENSSL_cleanse(k, sizeof(*k));
+        free(k);
+    }
+}
+
+static void partial_free(struct context *c)
+{
+    free(c->partial);
+    c->partial = NULL;
+    c->partial_len = 0;
+}
+
+static void context_free(struct context *c)
+{
+    if (!c) {
+        return;
+    }
+    ssl_drop(c, c->open && !c->dead);
+    kept_free(c->kept);
+    if (c->records) {
+        tw_records_fini(c->records);
+        free(c->records);
+    }
+    partial_free(c);
     tw_openssl_cert_free(c->peer);
     forget_secrets(c);
     if (c->out) {
@@ -1028,6 +1180,530 @@ static size_t record_span(const uint8_t *p, size_t len, size_t *missing)
     return HEADER + body;
 }
 
+/* --------------------------------------------------- the record engine */
+
+static enum tw_aead aead_of(const SSL_CIPHER *cipher)
+{
+    switch (SSL_CIPHER_get_cipher_nid(cipher)) {
+    case NID_aes_128_gcm:
+        return TW_AEAD_AES128;
+    case NID_aes_256_gcm:
+        return TW_AEAD_AES256;
+    case NID_chacha20_poly1305:
+        return TW_AEAD_CHACHA;
+    default:
+        return TW_AEAD_NONE;
+    }
+}
+
+/* What will be asked when the SSL object may be gone. */
+static struct kept *keep(struct context *c)
+{
+    const unsigned char *alpn = NULL;
+    unsigned alpn_len = 0;
+    STACK_OF(X509) *chain = NULL;
+    X509 *local = SSL_get_certificate(c->ssl);
+    struct kept *k;
+    int group;
+
+    SSL_get0_alpn_selected(c->ssl, &alpn, &alpn_len);
+    k = calloc(1, sizeof(*k) + alpn_len);
+    if (!k) {
+        return NULL;
+    }
+    k->cipher = SSL_get_current_cipher(c->ssl);
+    k->version = SSL_version(c->ssl);
+    k->resumed = SSL_session_reused(c->ssl) != 0;
+    group = (int)SSL_get_negotiated_group(c->ssl);
+    if (group != NID_undef) {
+        k->group = SSL_group_to_name(c->ssl, group);
+    }
+    k->alpn_len = (uint8_t)alpn_len;
+    if (alpn_len > 0) {
+        memcpy(k->alpn, alpn, alpn_len);
+    }
+    if (local && X509_up_ref(local)) {
+        k->local = local;
+        (void)SSL_get0_chain_certs(c->ssl, &chain);
+        k->chain = chain && sk_X509_num(chain) > 0 ? X509_chain_up_ref(chain)
+                                                   : NULL;
+    }
+    if (k->version != TLS1_3_VERSION) {
+        SSL_SESSION *session = SSL_get_session(c->ssl);
+        bool ours = (c->role == TW_CLIENT) == !k->resumed;
+        size_t n = ours ? SSL_get_finished(c->ssl, k->unique,
+                                           sizeof(k->unique))
+                        : SSL_get_peer_finished(c->ssl, k->unique,
+                                                sizeof(k->unique));
+        k->unique_len =
+            (uint8_t)(n < sizeof(k->unique) ? n : sizeof(k->unique));
+        (void)SSL_get_client_random(c->ssl, k->seed, 32);
+        (void)SSL_get_server_random(c->ssl, k->seed + 32, 32);
+        (void)SSL_SESSION_get_master_key(session, k->exporter,
+                                         sizeof(k->exporter));
+        if (c->role == TW_SERVER && SSL_SESSION_up_ref(session)) {
+            k->session = session;
+        }
+    } else if (c->traffic && c->traffic->len[TW_EXPORTER] > 0
+               && c->traffic->len[TW_EXPORTER] <= TW_SECRET_MAX) {
+        memcpy(k->exporter, c->traffic->secret[TW_EXPORTER],
+               c->traffic->len[TW_EXPORTER]);
+    }
+    return k;
+}
+
+static bool start_records(struct context *c, struct tw_records *r,
+                          enum tw_aead aead)
+{
+    const EVP_MD *md = SSL_CIPHER_get_handshake_digest(c->kept->cipher);
+    int hash_len = md ? EVP_MD_get_size(md) : 0;
+    const struct tw_traffic *t = c->traffic;
+    enum tw_secret theirs =
+        c->role == TW_CLIENT ? TW_SERVER_TRAFFIC : TW_CLIENT_TRAFFIC;
+    enum tw_secret ours =
+        c->role == TW_CLIENT ? TW_CLIENT_TRAFFIC : TW_SERVER_TRAFFIC;
+
+    if (hash_len != 32 && hash_len != 48) {
+        return false;
+    }
+    if (c->kept->version == TLS1_3_VERSION) {
+        return t && t->len[theirs] == (size_t)hash_len
+               && t->len[ours] == (size_t)hash_len
+               && t->len[TW_EXPORTER] == (size_t)hash_len
+               && tw_records_init13(r, aead, (size_t)hash_len,
+                                    t->secret[theirs], t->secret[ours],
+                                    c->role == TW_SERVER ? c->sealed : 0);
+    }
+    return c->kept->version == TLS1_2_VERSION
+           && tw_records_init12(r, aead, (size_t)hash_len,
+                                c->role == TW_CLIENT, c->kept->exporter,
+                                c->kept->seed, c->kept->seed + 32,
+                                c->nonce + 1);
+}
+
+/* The SSL object's own state of keys: what the engine starts with. */
+static bool start_shadow(struct context *c)
+{
+    struct shadow *s = calloc(1, sizeof(*s));
+
+    if (!s) {
+        return false;
+    }
+    s->read = c->records->read;
+    s->write = c->records->write;
+    s->read.ctx = s->write.ctx = NULL;
+    /* The explicit nonce of what it is fed: any, nobody else sees it. */
+    s->read.nonce = 0;
+    c->shadow = s;
+    return true;
+}
+
+/* Can a client's SSL object still be of use? In TLS 1.3 for a ticket, and
+   for what nobody copied; in TLS 1.2 for a renegotiation. */
+static bool ssl_needed(const struct context *c)
+{
+    const unsigned char *staple = NULL;
+
+    if (c->role == TW_SERVER) {
+        return false;
+    }
+    if (c->kept->version != TLS1_3_VERSION) {
+        return true;
+    }
+    return sk_X509_NAME_num(SSL_get0_peer_CA_list(c->ssl)) > 0
+           || SSL_get_tlsext_status_ocsp_resp(c->ssl, &staple) > 0
+           || (!c->ticket_fed && c->target[0] != '\0'
+               && !(c->cred->flags & TW_CRED_NO_RESUME));
+}
+
+/* The peer's certificate as long as the SSL object knows it. */
+static bool learn_peer(struct context *c)
+{
+    X509 *x509;
+
+    if (!c->peer && c->ssl && (c->open || SSL_session_reused(c->ssl))
+        && (x509 = SSL_get0_peer_certificate(c->ssl))) {
+        c->peer = tw_openssl_cert_new(x509, NULL,
+                                      SSL_get_peer_cert_chain(c->ssl));
+        return c->peer != NULL;
+    }
+    return true;
+}
+
+/*
+ * Once the handshake is over and judged, at the first use of records: the
+ * engine takes over if it can. Without memory it does not; then, and
+ * wherever it cannot, records stay with the SSL object.
+ */
+static void engage(struct context *c)
+{
+    enum tw_aead aead;
+    struct tw_records *r;
+
+    if (c->kept) {
+        return;
+    }
+    c->kept = keep(c);
+    if (!c->kept || !c->cred->engine || !learn_peer(c)) {
+        goto done;
+    }
+    aead = aead_of(c->kept->cipher);
+    if (aead == TW_AEAD_NONE || SSL_has_pending(c->ssl)
+        || SSL_get_current_compression(c->ssl)
+        || SSL_SESSION_get_max_fragment_length(SSL_get_session(c->ssl))
+               != TLSEXT_max_fragment_length_DISABLED) {
+        goto done;
+    }
+    r = malloc(sizeof(*r));
+    if (!r || !start_records(c, r, aead)) {
+        free(r);
+        goto done;
+    }
+    c->records = r;
+    if (!ssl_needed(c)) {
+        ssl_drop(c, true);
+    } else if (!start_shadow(c)) {
+        tw_records_fini(r);
+        free(r);
+        c->records = NULL;
+    }
+done:
+    forget_secrets(c);
+    ERR_clear_error();
+}
+
+/* A record of ours into the output. */
+static bool send_record(struct context *c, uint8_t type,
+                        const uint8_t *content, size_t len)
+{
+    uint8_t *at = out_reserve(c, c->records->header + len
+                                     + c->records->tail);
+    size_t n = at ? tw_records_seal(c->records, type, content, len, at) : 0;
+
+    c->out_len += n;
+    return n > 0;
+}
+
+static bool send_alert(struct context *c, int level, int number)
+{
+    const uint8_t alert[2] = { (uint8_t)level, (uint8_t)number };
+
+    c->alert_sent = number;
+    return send_record(c, SSL3_RT_ALERT, alert, sizeof(alert));
+}
+
+/* RFC 5246, 7.2.2: not to be resumed after a fatal alert. */
+static void forget_session(struct context *c)
+{
+    if (c->kept && c->kept->session) {
+        (void)SSL_CTX_remove_session(c->cred->ssl_ctx, c->kept->session);
+    }
+}
+
+/* The peer broke the protocol: the alert that says so, and its status. */
+static SECURITY_STATUS records_failed(struct context *c, int alert)
+{
+    (void)send_alert(c, SSL3_AL_FATAL, alert);
+    forget_session(c);
+    c->dead = true;
+    return alert == SSL_AD_INTERNAL_ERROR ? SEC_E_INTERNAL_ERROR
+           : alert == SSL_AD_BAD_RECORD_MAC ? SEC_E_MESSAGE_ALTERED
+                                            : SEC_E_ILLEGAL_MESSAGE;
+}
+
+/* What the SSL object wrote, under the keys and numbers that it stands at,
+   becomes the engine's record. */
+static bool reseal_output(struct context *c, const uint8_t *p, size_t span)
+{
+    struct shadow *s = c->shadow;
+    uint8_t *content, type;
+    size_t n;
+    bool good;
+
+    if (s->write_through) {
+        return out_append(c, p, span);
+    }
+    content = malloc(span);
+    good = content
+           && tw_half_open(c->records, &s->write, p, span, content, &n,
+                           &type) == TW_FAULT_NONE
+           && send_record(c, type, content, n);
+    if (good && type == SSL3_RT_CHANGE_CIPHER_SPEC) {
+        s->write_through = true;
+    }
+    free(content);
+    return good;
+}
+
+/* A record that is the SSL object's to read, as it expects it; NULL with
+   c->dead if it is not the peer's. */
+static uint8_t *reseal_input(struct context *c, const uint8_t *p,
+                             size_t span)
+{
+    struct shadow *s = c->shadow;
+    uint8_t *anew = malloc(span), *content = malloc(span), type = 0;
+    size_t n = 0, made = 0;
+    enum tw_fault fault = TW_FAULT_INTERNAL;
+
+    if (anew && content) {
+        fault = tw_records_open(c->records, p, span, content, &n, &type);
+    }
+    if (fault == TW_FAULT_NONE) {
+        made = tw_half_seal(c->records, &s->read, type, content, n, anew);
+    }
+    if (made == 0) {
+        (void)records_failed(c, tw_fault_alert(fault));
+        free(anew);
+        anew = NULL;
+    } else if (type == SSL3_RT_CHANGE_CIPHER_SPEC) {
+        s->read_through = true;
+    }
+    if (content) {
+        OPENSSL_cleanse(content, span);
+    }
+    free(content);
+    return anew;
+}
+
+/* Gives the SSL object a handshake message to read. */
+static SECURITY_STATUS feed(struct context *c, const uint8_t *message,
+                            size_t len)
+{
+    SECURITY_STATUS st = SEC_E_OK;
+    uint8_t *record = malloc(16384 + 64), nothing[1];
+    size_t n;
+
+    if (!record) {
+        return SEC_E_INSUFFICIENT_MEMORY;
+    }
+    for (size_t at = 0; at < len && st == SEC_E_OK;) {
+        size_t part = len - at < 16384 ? len - at : 16384;
+        int r;
+        c->in = record;
+        c->in_len = tw_half_seal(c->records, &c->shadow->read,
+                                 SSL3_RT_HANDSHAKE, message + at, part,
+                                 record);
+        c->in_pos = 0;
+        at += part;
+        ERR_clear_error();
+        r = SSL_read_ex(c->ssl, nothing, sizeof(nothing), &n);
+        if (r == 1 || c->in_pos != c->in_len
+            || SSL_get_error(c->ssl, r) != SSL_ERROR_WANT_READ) {
+            /* its alert, sealed anew, is in the output */
+            st = c->out_len > 0
+                     ? failure(c)
+                     : records_failed(c, SSL_AD_UNEXPECTED_MESSAGE);
+            ERR_clear_error();
+        }
+    }
+    c->in = NULL;
+    c->in_len = c->in_pos = 0;
+    free(record);
+    return st;
+}
+
+/* Our own KeyUpdate, and the keys behind it (RFC 8446, 4.6.3). */
+static bool send_update(struct context *c)
+{
+    static const uint8_t update[5] = { SSL3_MT_KEY_UPDATE, 0, 0, 1, 0 };
+
+    return send_record(c, SSL3_RT_HANDSHAKE, update, sizeof(update))
+           && tw_records_update(c->records, &c->records->write);
+}
+
+/* One whole message behind a TLS 1.3 handshake; more: bytes that follow it
+   in its record. */
+static SECURITY_STATUS message13(struct context *c, const uint8_t *m,
+                                 size_t len, size_t more)
+{
+    SECURITY_STATUS st = SEC_E_OK;
+
+    if (m[0] == SSL3_MT_KEY_UPDATE) {
+        if (len != 5) {
+            return records_failed(c, SSL_AD_DECODE_ERROR);
+        }
+        if (m[4] > 1) {
+            return records_failed(c, SSL_AD_ILLEGAL_PARAMETER);
+        }
+        if (more > 0) { /* RFC 8446, 5.1: no message spans a key change */
+            return records_failed(c, SSL_AD_UNEXPECTED_MESSAGE);
+        }
+        if (!tw_records_update(c->records, &c->records->read)) {
+            return records_failed(c, SSL_AD_INTERNAL_ERROR);
+        }
+        c->update_asked = c->update_asked || m[4] == 1;
+        return SEC_E_OK;
+    }
+    if (m[0] != SSL3_MT_NEWSESSION_TICKET || c->role != TW_CLIENT) {
+        return records_failed(c, SSL_AD_UNEXPECTED_MESSAGE);
+    }
+    if (c->ssl) {
+        st = feed(c, m, len);
+        c->ticket_fed = true;
+    }
+    return st;
+}
+
+#define MESSAGE_MAX (3u * 65536u) /* a ticket has two fields of 2^16 */
+
+/* Handshake bytes behind the handshake, TLS 1.3: messages may be spread
+   over records, and several may lie in one. */
+static SECURITY_STATUS handshake_bytes13(struct context *c,
+                                         const uint8_t *p, size_t n)
+{
+    SECURITY_STATUS st = SEC_E_OK;
+    uint8_t *whole = NULL;
+    bool any = false;
+
+    if (n == 0) { /* RFC 8446, 5.1 */
+        return records_failed(c, SSL_AD_UNEXPECTED_MESSAGE);
+    }
+    if (c->partial_len > 0) {
+        whole = realloc(c->partial, c->partial_len + n);
+        if (!whole) {
+            return records_failed(c, SSL_AD_INTERNAL_ERROR);
+        }
+        memcpy(whole + c->partial_len, p, n);
+        n += c->partial_len;
+        c->partial = NULL;
+        c->partial_len = 0;
+        p = whole;
+    }
+    while (st == SEC_E_OK && n >= 4) {
+        size_t len = 4 + ((size_t)p[1] << 16 | (size_t)p[2] << 8 | p[3]);
+        if (len > MESSAGE_MAX) {
+            st = records_failed(c, SSL_AD_ILLEGAL_PARAMETER);
+        } else if (n < len) {
+            break;
+        } else {
+            st = message13(c, p, len, n - len);
+            any = true;
+            p += len;
+            n -= len;
+        }
+    }
+    if (st == SEC_E_OK && n > 0) {
+        c->partial = malloc(n);
+        if (c->partial) {
+            memcpy(c->partial, p, n);
+            c->partial_len = n;
+        } else {
+            st = records_failed(c, SSL_AD_INTERNAL_ERROR);
+        }
+    }
+    free(whole);
+    return st != SEC_E_OK ? st : any ? SEC_I_RENEGOTIATE : SEC_E_OK;
+}
+
+/* The same in TLS 1.2: a HelloRequest at a client, which its SSL object
+   answers; a ClientHello at a server, which does not renegotiate. */
+static SECURITY_STATUS handshake_bytes12(struct context *c,
+                                         const uint8_t *p, size_t n)
+{
+    SECURITY_STATUS st;
+
+    if (n == 0) {
+        return records_failed(c, SSL_AD_UNEXPECTED_MESSAGE);
+    }
+    if (c->ssl) {
+        c->saw_handshake = false;
+        st = feed(c, p, n);
+        return st != SEC_E_OK ? st
+               : c->saw_handshake ? SEC_I_RENEGOTIATE : SEC_E_OK;
+    }
+    if (p[0] != SSL3_MT_CLIENT_HELLO) {
+        return records_failed(c, SSL_AD_UNEXPECTED_MESSAGE);
+    }
+    return send_alert(c, SSL3_AL_WARNING, SSL_AD_NO_RENEGOTIATION)
+               ? SEC_I_RENEGOTIATE
+               : records_failed(c, SSL_AD_INTERNAL_ERROR);
+}
+
+/* RFC 8446, 6; RFC 5246, 7.2. */
+static SECURITY_STATUS alert_bytes(struct context *c, const uint8_t *p,
+                                   size_t n)
+{
+    bool tls13 = c->records->tls13;
+
+    if (n != 2) {
+        return records_failed(c, SSL_AD_DECODE_ERROR);
+    }
+    if (p[1] == SSL_AD_CLOSE_NOTIFY) {
+        return SEC_I_CONTEXT_EXPIRED;
+    }
+    /* 1.3: all but these two are fatal, whatever the level says */
+    if (p[1] == SSL_AD_USER_CANCELLED
+        || (!tls13 && p[0] == SSL3_AL_WARNING)) {
+        return SEC_E_OK;
+    }
+    c->alert_received = p[1];
+    forget_session(c);
+    c->dead = true;
+    return status_of_alert(p[1]);
+}
+
+/*
+ * Opens the record p[0..span) into dst, which has room for all its content;
+ * dst may be where that lies. *n: bytes of data.
+ */
+static SECURITY_STATUS engine_open(struct context *c, const uint8_t *p,
+                                   size_t span, uint8_t *dst, size_t *n)
+{
+    SECURITY_STATUS st;
+    uint8_t type;
+    size_t len;
+    enum tw_fault fault =
+        tw_records_open(c->records, p, span, dst, &len, &type);
+
+    *n = 0;
+    if (fault != TW_FAULT_NONE) {
+        return records_failed(c, tw_fault_alert(fault));
+    }
+    if (type == SSL3_RT_APPLICATION_DATA && c->partial_len == 0) {
+        *n = len;
+        if (c->ssl && c->ticket_fed && !ssl_needed(c)) {
+            ssl_drop(c, true);
+        }
+        return SEC_E_OK;
+    }
+    if (type == SSL3_RT_HANDSHAKE) {
+        st = c->records->tls13 ? handshake_bytes13(c, dst, len)
+                               : handshake_bytes12(c, dst, len);
+    } else if (type == SSL3_RT_ALERT && c->partial_len == 0) {
+        st = alert_bytes(c, dst, len);
+    } else {
+        /* RFC 8446, 5.1: nothing between the parts of a message */
+        st = records_failed(c, SSL_AD_UNEXPECTED_MESSAGE);
+    }
+    OPENSSL_cleanse(dst, len);
+    return st;
+}
+
+/* The end of a TLS 1.2 renegotiation: other facts, and fresh keys for the
+   engine. */
+static SECURITY_STATUS renew(struct context *c)
+{
+    struct kept *k = keep(c);
+
+    shadow_free(c);
+    if (!k) {
+        return SEC_E_INSUFFICIENT_MEMORY;
+    }
+    kept_free(c->kept);
+    c->kept = k;
+    if (!c->records) {
+        return SEC_E_OK;
+    }
+    tw_records_fini(c->records);
+    if (!start_records(c, c->records, aead_of(k->cipher))) {
+        /* another kind of suite: the SSL object has the keys */
+        free(c->records);
+        c->records = NULL;
+        return SEC_E_OK;
+    }
+    return start_shadow(c) ? SEC_E_OK : SEC_E_INSUFFICIENT_MEMORY;
+}
+
 enum drive { FINISHED, MORE, SUSPENDED, LOOKUP, CLOSED, BROKEN };
 
 /* One SSL_do_handshake over what `in` shows. */
@@ -1070,6 +1746,7 @@ static enum drive drive(struct context *c, const uint8_t *p, size_t len,
     p = p ? p : nothing;
     while (d == MORE) {
         size_t span = record_span(p + *used, len - *used, &missing);
+        uint8_t *anew = NULL;
         if (span == 0 && !resume) {
             break;
         }
@@ -1077,8 +1754,18 @@ static enum drive drive(struct context *c, const uint8_t *p, size_t len,
         c->in = p + *used;
         c->in_len = span;
         c->in_pos = 0;
+        if (c->shadow && span > 0 && !c->shadow->read_through) {
+            anew = reseal_input(c, p + *used, span);
+            if (!anew) {
+                c->in = NULL;
+                c->in_len = 0;
+                return BROKEN;
+            }
+            c->in = anew;
+        }
         d = drive_once(c);
         *used += c->in_pos;
+        free(anew);
         c->in = NULL;
         c->in_len = c->in_pos = 0;
         if (d == MORE && !c->open && c->role == TW_CLIENT
@@ -1110,7 +1797,10 @@ static SECURITY_STATUS handshake(struct context *c, const uint8_t *p,
     switch (drive(c, p + skip, len - skip, resume, &used)) {
     case FINISHED:
         c->open = true;
-        st = SEC_E_OK;
+        st = c->kept ? renew(c) : SEC_E_OK;
+        if (st != SEC_E_OK) {
+            c->dead = true;
+        }
         break;
     case MORE:
     case SUSPENDED:
@@ -1124,7 +1814,8 @@ static SECURITY_STATUS handshake(struct context *c, const uint8_t *p,
         st = SEC_I_CONTEXT_EXPIRED;
         break;
     default:
-        return failure(c);
+        /* an alert of the engine's went out in place of the SSL object's */
+        return c->dead ? SEC_E_MESSAGE_ALTERED : failure(c);
     }
     report_extra(in, len - skip - used);
     return st;
@@ -1137,10 +1828,19 @@ static SECURITY_STATUS after_handshake(struct context *c, const uint8_t *p,
 {
     size_t used = 0;
 
-    if (SSL_version(c->ssl) != TLS1_3_VERSION && SSL_in_init(c->ssl)) {
+    engage(c);
+    if (c->ssl && SSL_version(c->ssl) != TLS1_3_VERSION
+        && SSL_in_init(c->ssl)) {
         return handshake(c, p, len, len == 0, in);
     }
-    if (c->update_asked) {
+    if (c->records) {
+        if (c->update_asked || tw_records_due(c->records)) {
+            c->update_asked = false;
+            if (!send_update(c)) {
+                return records_failed(c, SSL_AD_INTERNAL_ERROR);
+            }
+        }
+    } else if (c->update_asked) {
         /* RFC 8446, 4.6.3: answer with one of our own before any data */
         c->update_asked = false;
         if (!SSL_key_update(c->ssl, SSL_KEY_UPDATE_NOT_REQUESTED)
@@ -1156,22 +1856,26 @@ static SECURITY_STATUS after_handshake(struct context *c, const uint8_t *p,
 static bool plain_alert(struct context *c, int alert)
 {
     const uint8_t record[7] = { 21, 3, 3, 0, 2, 2, (uint8_t)alert };
-    size_t n;
 
-    if (c->open) {
-        return false;
-    }
-    return span_write(SSL_get_wbio(c->ssl), (const char *)record,
-                      sizeof(record), &n) == 1;
+    return !c->open && out_append(c, record, sizeof(record));
 }
 
 /* The step that follows ApplyControlToken. */
 static SECURITY_STATUS control_step(struct context *c)
 {
+    if (c->open) {
+        engage(c);
+    }
     if (c->alert >= 0) {
-        /* If the SSL object failed by itself its own alert is in `out`;
-           otherwise it has no call that sends one under keys. */
-        if (c->out_len == 0) {
+        /* If the engine or the SSL object failed by itself its own alert is
+           in `out`; otherwise the SSL object has no call that sends one
+           under keys. */
+        if (c->out_len > 0) {
+            c->alert_sent = c->alert_sent > 0 ? c->alert_sent : c->alert;
+        } else if (c->records) {
+            forget_session(c);
+            (void)send_alert(c, SSL3_AL_FATAL, c->alert);
+        } else {
             (void)plain_alert(c, c->alert);
         }
         c->alert = -1;
@@ -1179,6 +1883,15 @@ static SECURITY_STATUS control_step(struct context *c)
         return SEC_E_OK;
     }
     c->shutdown = false;
+    if (c->records) {
+        if (!c->sent_shutdown) {
+            c->sent_shutdown = true;
+            return send_alert(c, SSL3_AL_WARNING, SSL_AD_CLOSE_NOTIFY)
+                       ? SEC_E_OK
+                       : SEC_E_INTERNAL_ERROR;
+        }
+        return SEC_E_OK;
+    }
     ERR_clear_error();
     if (SSL_shutdown(c->ssl) < 0) {
         ERR_clear_error();
@@ -1427,16 +2140,31 @@ static SECURITY_STATUS free_context_buffer(void *buffer)
 
 /* -------------------------------------------------------- the records */
 
+static const SSL_CIPHER *current_cipher(const struct context *c)
+{
+    return c->kept ? c->kept->cipher : SSL_get_current_cipher(c->ssl);
+}
+
+static int current_version(const struct context *c)
+{
+    return c->kept ? c->kept->version : SSL_version(c->ssl);
+}
+
+static bool is_resumed(const struct context *c)
+{
+    return c->kept ? c->kept->resumed : SSL_session_reused(c->ssl) != 0;
+}
+
 static void stream_sizes(struct context *c, SecPkgContext_StreamSizes *s)
 {
-    const SSL_CIPHER *cipher = SSL_get_current_cipher(c->ssl);
+    const SSL_CIPHER *cipher = current_cipher(c);
     int nid = cipher ? SSL_CIPHER_get_cipher_nid(cipher) : NID_undef;
 
     s->cBuffers = 4;
     s->cbMaximumMessage = 16384;
     s->cbBlockSize = 1;
     s->cbHeader = HEADER;
-    if (SSL_version(c->ssl) == TLS1_3_VERSION) {
+    if (current_version(c) == TLS1_3_VERSION) {
         s->cbTrailer = 17; /* inner type and tag */
     } else if (nid == NID_chacha20_poly1305) {
         s->cbTrailer = 16;
@@ -1469,12 +2197,22 @@ static SECURITY_STATUS record_seal(struct context *c, SecBuffer *header,
     c->sink = at;
     c->sink_room = room;
     c->sink_len = 0;
-    ERR_clear_error();
-    if (SSL_write_ex(c->ssl, data->pvBuffer, len, &taken) != 1
-        || taken != len || c->out_len > 0
-        || c->sink_len < header->cbBuffer + len) {
-        st = failure(c);
+    if (c->records) {
+        c->sink_len = tw_records_seal(c->records, SSL3_RT_APPLICATION_DATA,
+                                      data->pvBuffer, len, at);
+        if (c->sink_len == 0) {
+            c->dead = true;
+            st = SEC_E_ENCRYPT_FAILURE;
+        }
     } else {
+        ERR_clear_error();
+        if (SSL_write_ex(c->ssl, data->pvBuffer, len, &taken) != 1
+            || taken != len || c->out_len > 0
+            || c->sink_len < header->cbBuffer + len) {
+            st = failure(c);
+        }
+    }
+    if (st == SEC_E_OK) {
         trailer->cbBuffer =
             (ULONG)(c->sink_len - header->cbBuffer - len);
         if (gathered) {
@@ -1490,13 +2228,20 @@ static SECURITY_STATUS record_seal(struct context *c, SecBuffer *header,
     return st;
 }
 
-/* Opens the record p[0..span) in place: plaintext at p + HEADER. */
+/* Opens the record p[0..span) in place: plaintext at p + *at. */
 static SECURITY_STATUS record_open(struct context *c, uint8_t *p,
-                                   size_t span, size_t *n)
+                                   size_t span, size_t *at, size_t *n)
 {
     SECURITY_STATUS st;
     int r;
 
+    *at = HEADER;
+    if (c->records) {
+        if (span >= c->records->header) {
+            *at = c->records->header;
+        }
+        return engine_open(c, p, span, p + *at, n);
+    }
     c->in = p;
     c->in_len = span;
     c->in_pos = 0;
@@ -1529,6 +2274,12 @@ static SECURITY_STATUS record_open(struct context *c, uint8_t *p,
     return st;
 }
 
+static bool sent_shutdown(const struct context *c)
+{
+    return c->records ? c->sent_shutdown
+                      : (SSL_get_shutdown(c->ssl) & SSL_SENT_SHUTDOWN) != 0;
+}
+
 static SECURITY_STATUS encrypt_message(PCtxtHandle ctx, ULONG qop,
                                        PSecBufferDesc desc, ULONG seq)
 {
@@ -1540,7 +2291,8 @@ static SECURITY_STATUS encrypt_message(PCtxtHandle ctx, ULONG qop,
     if (!c || !c->open) {
         return SEC_E_INVALID_HANDLE;
     }
-    if (c->dead || (SSL_get_shutdown(c->ssl) & SSL_SENT_SHUTDOWN)) {
+    engage(c);
+    if (c->dead || sent_shutdown(c)) {
         return SEC_E_CONTEXT_EXPIRED;
     }
     for (ULONG i = 0; desc && i < desc->cBuffers; i++) {
@@ -1570,6 +2322,11 @@ static SECURITY_STATUS encrypt_message(PCtxtHandle ctx, ULONG qop,
         part[0]->cbBuffer = part[2]->cbBuffer = 0;
         return SEC_E_OK;
     }
+    if (c->records && tw_records_due(c->records)
+        && c->records->write.count >= TW_REKEY_AT + (TW_REKEY_AT >> 2)) {
+        /* RFC 8446, 5.5: a step was due long ago, for its KeyUpdate */
+        return SEC_E_ENCRYPT_FAILURE;
+    }
     part[0]->cbBuffer = sizes.cbHeader;
     return record_seal(c, part[0], part[1], part[2]);
 }
@@ -1581,7 +2338,7 @@ static SECURITY_STATUS decrypt_message(PCtxtHandle ctx,
     struct context *c = context_at(ctx);
     SecBuffer *b;
     uint8_t *p;
-    size_t len, span, missing, n;
+    size_t len, span, missing, n, at;
     SECURITY_STATUS st;
 
     (void)seq;
@@ -1611,18 +2368,19 @@ static SECURITY_STATUS decrypt_message(PCtxtHandle ctx,
         report_missing(desc, missing);
         return SEC_E_INCOMPLETE_MESSAGE;
     }
-    st = record_open(c, p, span, &n);
+    engage(c);
+    st = record_open(c, p, span, &at, &n);
     if (st < 0) {
         return st;
     }
     b[0].BufferType = SECBUFFER_STREAM_HEADER;
-    b[0].cbBuffer = HEADER;
+    b[0].cbBuffer = (ULONG)at;
     b[1].BufferType = SECBUFFER_DATA;
-    b[1].pvBuffer = p + HEADER;
+    b[1].pvBuffer = p + at;
     b[1].cbBuffer = (ULONG)n;
     b[2].BufferType = SECBUFFER_STREAM_TRAILER;
-    b[2].pvBuffer = p + HEADER + n;
-    b[2].cbBuffer = (ULONG)(span > HEADER + n ? span - HEADER - n : 0);
+    b[2].pvBuffer = p + at + n;
+    b[2].cbBuffer = (ULONG)(span > at + n ? span - at - n : 0);
     if (len > span) {
         b[3].BufferType = SECBUFFER_EXTRA;
         b[3].pvBuffer = p + span;
@@ -1645,11 +2403,11 @@ static void widen(SEC_WCHAR *dst, size_t room, const char *src)
 
 static void cipher_info(struct context *c, SecPkgContext_CipherInfo *info)
 {
-    const SSL_CIPHER *cipher = SSL_get_current_cipher(c->ssl);
+    const SSL_CIPHER *cipher = current_cipher(c);
 
     memset(info, 0, sizeof(*info));
     info->dwVersion = SECPKGCONTEXT_CIPHERINFO_V1;
-    info->dwProtocol = (ULONG)SSL_version(c->ssl);
+    info->dwProtocol = (ULONG)current_version(c);
     info->dwCipherSuite = SSL_CIPHER_get_protocol_id(cipher);
     info->dwBaseCipherSuite = info->dwCipherSuite;
     info->dwCipherLen = (ULONG)SSL_CIPHER_get_bits(cipher, NULL);
@@ -1669,6 +2427,10 @@ static SECURITY_STATUS query_context_attributes(PCtxtHandle ctx,
     if (!c->open) {
         return SEC_E_INVALID_HANDLE;
     }
+    engage(c);
+    if (!c->kept) {
+        return SEC_E_INSUFFICIENT_MEMORY;
+    }
     switch (attribute) {
     case SECPKG_ATTR_STREAM_SIZES:
         stream_sizes(c, out);
@@ -1678,7 +2440,7 @@ static SECURITY_STATUS query_context_attributes(PCtxtHandle ctx,
         return SEC_E_OK;
     case SECPKG_ATTR_CONNECTION_INFO: {
         SecPkgContext_ConnectionInfo *info = out;
-        bool tls13 = SSL_version(c->ssl) == TLS1_3_VERSION;
+        bool tls13 = current_version(c) == TLS1_3_VERSION;
         memset(info, 0, sizeof(*info));
         if (c->role == TW_CLIENT) {
             info->dwProtocol =
@@ -1687,23 +2449,21 @@ static SECURITY_STATUS query_context_attributes(PCtxtHandle ctx,
             info->dwProtocol =
                 tls13 ? SP_PROT_TLS1_3_SERVER : SP_PROT_TLS1_2_SERVER;
         }
-        info->dwCipherStrength = (ULONG)SSL_CIPHER_get_bits(
-            SSL_get_current_cipher(c->ssl), NULL);
+        info->dwCipherStrength =
+            (ULONG)SSL_CIPHER_get_bits(current_cipher(c), NULL);
         return SEC_E_OK;
     }
     case SECPKG_ATTR_SESSION_INFO: {
         SecPkgContext_SessionInfo *info = out;
         memset(info, 0, sizeof(*info));
-        info->dwFlags =
-            SSL_session_reused(c->ssl) ? SSL_SESSION_RECONNECT : 0;
+        info->dwFlags = is_resumed(c) ? SSL_SESSION_RECONNECT : 0;
         return SEC_E_OK;
     }
     case SECPKG_ATTR_APPLICATION_PROTOCOL: {
         SecPkgContext_ApplicationProtocol *alpn = out;
-        const unsigned char *name;
-        unsigned len;
+        const uint8_t *name = c->kept->alpn;
+        size_t len = c->kept->alpn_len;
         memset(alpn, 0, sizeof(*alpn));
-        SSL_get0_alpn_selected(c->ssl, &name, &len);
         if (len > 0) {
             alpn->ProtoNegoStatus =
                 SecApplicationProtocolNegotiationStatus_Success;
@@ -1756,15 +2516,20 @@ static int x509_error_of(SECURITY_STATUS code)
 static size_t refusal_alert(struct context *c, SECURITY_STATUS code,
                             uint8_t *alert, size_t room)
 {
-    bool tls13 = SSL_version(c->ssl) == TLS1_3_VERSION;
+    bool tls13 = current_version(c) == TLS1_3_VERSION;
     int number = tw_alert_for_code((int32_t)code);
     size_t n = 0;
 
     if (number == TLS13_AD_CERTIFICATE_REQUIRED && !tls13) {
         number = SSL_AD_HANDSHAKE_FAILURE;
     }
-    if (tls13 && c->traffic
-        && (c->role == TW_CLIENT || !SSL_session_reused(c->ssl))) {
+    if (c->records && tls13 && c->role == TW_SERVER && room >= 64) {
+        /* the tickets before it are dropped */
+        const uint8_t bytes[2] = { SSL3_AL_FATAL, (uint8_t)number };
+        c->records->write.seq = 0;
+        n = tw_records_seal(c->records, SSL3_RT_ALERT, bytes, 2, alert);
+    } else if (tls13 && c->traffic
+               && (c->role == TW_CLIENT || !SSL_session_reused(c->ssl))) {
         n = tw_traffic_seal_alert(c->traffic,
                                   c->role == TW_CLIENT ? TW_CLIENT_HANDSHAKE
                                                        : TW_SERVER_TRAFFIC,
@@ -1792,14 +2557,16 @@ static SECURITY_STATUS verdict(CtxtHandle *ctx, SECURITY_STATUS code,
     if (code == SEC_E_OK) {
         bool was_suspended = c->suspended;
         c->verdict = ACCEPTED;
-        forget_secrets(c);
+        if (!c->cred->engine) {
+            forget_secrets(c);
+        }
         *alert_len = 0;
         return was_suspended ? SEC_I_CONTINUE_NEEDED : SEC_E_OK;
     }
     c->verdict = REFUSED;
     c->x509_error = x509_error_of(code);
     c->out_len = 0;
-    if (c->suspended && !SSL_session_reused(c->ssl)) {
+    if (c->suspended && !is_resumed(c)) {
         /* the callback answers, the SSL object makes the alert */
         (void)drive(c, NULL, 0, true, &used);
         ERR_clear_error();
@@ -1827,20 +2594,14 @@ static enum tw_status remote_cert(CtxtHandle *ctx, struct tw_cert **out,
                                   struct tw_error *err)
 {
     struct context *c = context_at(ctx);
-    X509 *x509;
 
     *out = NULL;
     if (!c) {
         return no_certificate_from_peer(err);
     }
-    if (!c->peer && (c->open || SSL_session_reused(c->ssl))
-        && (x509 = SSL_get0_peer_certificate(c->ssl))) {
-        c->peer = tw_openssl_cert_new(x509, NULL,
-                                      SSL_get_peer_cert_chain(c->ssl));
-        if (!c->peer) {
-            return tw_error_set(err, TW_E_NOMEM, SEC_E_INSUFFICIENT_MEMORY,
-                                "%s", "out of memory");
-        }
+    if (!learn_peer(c)) {
+        return tw_error_set(err, TW_E_NOMEM, SEC_E_INSUFFICIENT_MEMORY,
+                            "%s", "out of memory");
     }
     if (c->peer) {
         *out = tw_openssl_cert_ref(c->peer);
@@ -1853,15 +2614,19 @@ static enum tw_status local_cert(CtxtHandle *ctx, struct tw_cert **out,
                                  struct tw_error *err)
 {
     struct context *c = context_at(ctx);
-    X509 *x509 = c ? SSL_get_certificate(c->ssl) : NULL;
-    STACK_OF(X509) *chain = NULL;
+    STACK_OF(X509) *chain = c && c->kept ? c->kept->chain : NULL;
+    X509 *x509 = !c        ? NULL
+                 : c->kept ? c->kept->local
+                           : SSL_get_certificate(c->ssl);
 
     *out = NULL;
     if (!x509) {
         return tw_error_set(err, TW_E_NOT_FOUND, SEC_E_NO_CREDENTIALS,
                             "this end has no certificate");
     }
-    (void)SSL_get0_chain_certs(c->ssl, &chain);
+    if (!c->kept) {
+        (void)SSL_get0_chain_certs(c->ssl, &chain);
+    }
     *out = tw_openssl_cert_new(x509, NULL, chain);
     return *out ? TW_DONE
                 : tw_error_set(err, TW_E_NOMEM, SEC_E_INSUFFICIENT_MEMORY,
@@ -1881,8 +2646,9 @@ static enum tw_status facts(CtxtHandle *ctx, struct tw_facts *out,
                             struct tw_error *err)
 {
     struct context *c = context_at(ctx);
-    const SSL_CIPHER *cipher = c ? SSL_get_current_cipher(c->ssl) : NULL;
+    const SSL_CIPHER *cipher = c ? current_cipher(c) : NULL;
     const unsigned char *alpn = NULL;
+    const char *name = NULL;
     unsigned alpn_len = 0;
     int group;
 
@@ -1892,20 +2658,24 @@ static enum tw_status facts(CtxtHandle *ctx, struct tw_facts *out,
                             "the handshake has not come that far");
     }
     out->protocol =
-        SSL_version(c->ssl) == TLS1_3_VERSION ? TW_TLS1_3 : TW_TLS1_2;
+        current_version(c) == TLS1_3_VERSION ? TW_TLS1_3 : TW_TLS1_2;
     out->suite = SSL_CIPHER_get_protocol_id(cipher);
     out->bits = SSL_CIPHER_get_bits(cipher, NULL);
-    out->resumed = SSL_session_reused(c->ssl) != 0;
+    out->resumed = is_resumed(c);
     copy_text(out->suite_name, sizeof(out->suite_name),
               SSL_CIPHER_standard_name(cipher));
     copy_text(out->cipher_name, sizeof(out->cipher_name),
               SSL_CIPHER_get_name(cipher));
-    group = (int)SSL_get_negotiated_group(c->ssl);
-    if (group != NID_undef) {
-        copy_text(out->group, sizeof(out->group),
-                  SSL_group_to_name(c->ssl, group));
+    if (c->kept) {
+        name = c->kept->group;
+        alpn = c->kept->alpn;
+        alpn_len = c->kept->alpn_len;
+    } else {
+        group = (int)SSL_get_negotiated_group(c->ssl);
+        name = group != NID_undef ? SSL_group_to_name(c->ssl, group) : NULL;
+        SSL_get0_alpn_selected(c->ssl, &alpn, &alpn_len);
     }
-    SSL_get0_alpn_selected(c->ssl, &alpn, &alpn_len);
+    copy_text(out->group, sizeof(out->group), name);
     if (alpn_len > 0 && alpn_len < sizeof(out->alpn)) {
         memcpy(out->alpn, alpn, alpn_len);
     }
@@ -1923,20 +2693,18 @@ static enum tw_status fixed_binding(struct context *c, enum tw_binding kind,
     uint8_t value[EVP_MAX_MD_SIZE];
 
     if (kind == TW_BIND_UNIQUE) {
-        bool ours = (c->role == TW_CLIENT)
-                    == (SSL_session_reused(c->ssl) == 0);
-        if (SSL_version(c->ssl) == TLS1_3_VERSION) {
+        if (c->kept->version == TLS1_3_VERSION) {
             return tw_error_set(err, TW_E_UNSUPPORTED,
                                 SEC_E_UNSUPPORTED_FUNCTION,
                                 "tls-unique is not defined for TLS 1.3; "
                                 "use tls-exporter (RFC 9266)");
         }
-        n = ours ? SSL_get_finished(c->ssl, value, sizeof(value))
-                 : SSL_get_peer_finished(c->ssl, value, sizeof(value));
+        n = c->kept->unique_len;
+        memcpy(value, c->kept->unique, n);
     } else {
-        X509 *cert = c->role == TW_SERVER
-                         ? SSL_get_certificate(c->ssl)
-                         : SSL_get0_peer_certificate(c->ssl);
+        X509 *cert = c->role == TW_SERVER ? c->kept->local
+                     : c->peer            ? c->peer->x509
+                                          : NULL;
         int md = NID_undef;
         const EVP_MD *digest;
         unsigned got = 0;
@@ -1965,6 +2733,56 @@ static enum tw_status fixed_binding(struct context *c, enum tw_binding kind,
     return TW_DONE;
 }
 
+/* RFC 8446, 7.5, and RFC 5705, 4: as SSL_export_keying_material, which
+   needs an SSL object. */
+static bool export_keys(struct context *c, const char *label,
+                        const uint8_t *context, size_t context_len,
+                        uint8_t *out, size_t len)
+{
+    const EVP_MD *md = SSL_CIPHER_get_handshake_digest(c->kept->cipher);
+    uint8_t hash[EVP_MAX_MD_SIZE], secret[EVP_MAX_MD_SIZE], *seed;
+    size_t seed_len = 64, hash_len;
+    unsigned n = 0;
+    bool good;
+
+    if (c->ssl) {
+        return SSL_export_keying_material(c->ssl, out, len, label,
+                                          strlen(label), context,
+                                          context_len, context != NULL)
+               == 1;
+    }
+    if (!md || context_len > 65535) {
+        return false;
+    }
+    hash_len = (size_t)EVP_MD_get_size(md);
+    if (c->kept->version == TLS1_3_VERSION) {
+        good = EVP_Digest("", 0, hash, &n, md, NULL)
+               && tw_expand_label(hash_len, c->kept->exporter, label, hash,
+                                  n, secret, hash_len)
+               && EVP_Digest(context ? (const void *)context : "",
+                             context_len, hash, &n, md, NULL)
+               && tw_expand_label(hash_len, secret, "exporter", hash, n, out,
+                                  len);
+        OPENSSL_cleanse(secret, sizeof(secret));
+        return good;
+    }
+    seed = malloc(64 + 2 + context_len);
+    if (!seed) {
+        return false;
+    }
+    memcpy(seed, c->kept->seed, 64);
+    if (context) {
+        seed[64] = (uint8_t)(context_len >> 8);
+        seed[65] = (uint8_t)context_len;
+        memcpy(seed + 66, context, context_len);
+        seed_len += 2 + context_len;
+    }
+    good = tw_prf12(hash_len, c->kept->exporter, label, seed, seed_len, out,
+                    len);
+    free(seed);
+    return good;
+}
+
 static enum tw_status binding(CtxtHandle *ctx, enum tw_binding kind,
                               const char *label, const uint8_t *context,
                               size_t context_len, uint8_t *out, size_t *len,
@@ -1976,13 +2794,16 @@ static enum tw_status binding(CtxtHandle *ctx, enum tw_binding kind,
         return tw_error_set(err, TW_E_STATE, SEC_E_INVALID_HANDLE,
                             "the handshake is not over");
     }
+    engage(c);
+    if (!c->kept || !learn_peer(c)) {
+        return tw_error_set(err, TW_E_NOMEM, SEC_E_INSUFFICIENT_MEMORY,
+                            "%s", "out of memory");
+    }
     if (kind != TW_BIND_EXPORTER) {
         return fixed_binding(c, kind, out, len, err);
     }
     ERR_clear_error();
-    if (SSL_export_keying_material(c->ssl, out, *len, label, strlen(label),
-                                   context, context_len, context != NULL)
-        != 1) {
+    if (!export_keys(c, label, context, context_len, out, *len)) {
         return tw_openssl_fail(err, TW_E_TLS, SEC_E_UNSUPPORTED_FUNCTION,
                                "keying material cannot be exported");
     }
@@ -1994,7 +2815,7 @@ static enum tw_status issuers(CtxtHandle *ctx, tw_sink sink, void *arg,
 {
     struct context *c = context_at(ctx);
     const STACK_OF(X509_NAME) *names =
-        c ? SSL_get0_peer_CA_list(c->ssl) : NULL;
+        c && c->ssl ? SSL_get0_peer_CA_list(c->ssl) : NULL;
 
     for (int i = 0; names && i < sk_X509_NAME_num(names); i++) {
         unsigned char *der = NULL;
@@ -2017,7 +2838,8 @@ static void ocsp(CtxtHandle *ctx, const uint8_t **der, size_t *len)
 {
     struct context *c = context_at(ctx);
     const unsigned char *answer = NULL;
-    long n = c ? SSL_get_tlsext_status_ocsp_resp(c->ssl, &answer) : -1;
+    long n = c && c->ssl ? SSL_get_tlsext_status_ocsp_resp(c->ssl, &answer)
+                         : -1;
 
     *der = n > 0 ? answer : NULL;
     *len = n > 0 ? (size_t)n : 0;

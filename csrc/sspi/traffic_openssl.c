@@ -34,6 +34,7 @@ static const struct {
     {"SERVER_HANDSHAKE_TRAFFIC_SECRET ", TW_SERVER_HANDSHAKE},
     {"CLIENT_TRAFFIC_SECRET_0 ", TW_CLIENT_TRAFFIC},
     {"SERVER_TRAFFIC_SECRET_0 ", TW_SERVER_TRAFFIC},
+    {"EXPORTER_SECRET ", TW_EXPORTER},
 };
 
 void tw_traffic_note(struct tw_traffic *t, const char *line)

@@ -16,6 +16,7 @@ enum tw_secret {
     TW_SERVER_HANDSHAKE,
     TW_CLIENT_TRAFFIC,
     TW_SERVER_TRAFFIC,
+    TW_EXPORTER, /* exporter_master_secret */
     TW_SECRET_COUNT
 };
 
