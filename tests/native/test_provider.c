@@ -342,7 +342,8 @@ static void test_refusal(uint32_t version, enum tw_role who, bool resumed,
     }
     ends(&c, &s, &cc, &sc);
     s.ask = who == TW_SERVER;
-    (who == TW_CLIENT ? &c : &s)->refuse = SEC_E_CERT_EXPIRED;
+    (who == TW_CLIENT ? &c : &s)->refuse =
+        no_cert ? SEC_E_NO_CREDENTIALS : SEC_E_CERT_EXPIRED;
     if (resumed && who == TW_SERVER) {
         /* the core makes the plain alert here: nothing to see below it */
         finish(&c, &s);
