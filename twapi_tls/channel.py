@@ -39,7 +39,14 @@ from .options import (
     check_flag,
     check_word,
 )
-from .transport import CHUNK, ByteTransport, ObjectTransport, SocketTransport, borrowed_socket
+from .transport import (
+    CHUNK,
+    ByteTransport,
+    ObjectTransport,
+    SocketTransport,
+    borrowed_socket,
+    is_plain_socket,
+)
 
 if TYPE_CHECKING:
     import asyncio
@@ -70,9 +77,13 @@ def check_timeout(timeout: Any) -> float | None:
     """Seconds (0 or more) or None; as ``socket.settimeout`` checks it."""
     if timeout is None:
         return None
+    if not hasattr(timeout, "__float__") and not hasattr(timeout, "__index__"):
+        raise TypeError(f"a timeout must be a number of seconds or None, not {timeout!r}")
     seconds = float(timeout)
     if not seconds >= 0:
         raise ValueError("Timeout value out of range")
+    if seconds > threading.TIMEOUT_MAX:
+        raise OverflowError("the timeout is too large")
     return seconds
 
 
@@ -104,6 +115,7 @@ class Channel:
         self._eof = False
         self._blocked = False
         self._write_ended = False
+        self._eofchar_added = False
         self._events: ChannelEvents | None = None
         self._makefile_refs = 0
         self._close_asked = False
@@ -199,6 +211,8 @@ class Channel:
         if nbytes < 0:
             raise ValueError("negative buffersize in recv_into")
         view = memoryview(buffer).cast("B")
+        if view.readonly:
+            raise TypeError("recv_into() needs a read-write bytes-like object")
         if nbytes:
             if nbytes > len(view):
                 raise ValueError("buffer too small for requested bytes")
@@ -414,7 +428,12 @@ class Channel:
         have = 0
         nothing: Any = b"" if self._settings.encoding is None else ""
         while count < 0 or have < count:
-            piece = reader.take(count - have if count >= 0 else CHUNK)
+            try:
+                piece = reader.take(count - have if count >= 0 else CHUNK)
+            except UnicodeDecodeError:
+                if not parts:
+                    raise
+                break  # the good characters first
             if piece is not None:
                 if not piece:
                     break
@@ -532,7 +551,7 @@ class Channel:
         return 0
 
     def _transport_output(self) -> int:
-        return 0
+        return self._io.output_pending() if self._usable and self._io is not None else 0
 
     # --- the buffered output
 
@@ -715,7 +734,8 @@ class Channel:
             raise ValueError(f"bad option {name!r}: must be one of {allowed}")
         if name == "blocking":
             flag = check_flag(name, value)
-            return lambda: self.setblocking(flag)
+            # A timeout is a way of blocking, and stays.
+            return lambda: None if flag == self.blocking else self.setblocking(flag)
         if name == "buffering":
             word = check_word(name, value, BUFFERING)
             return lambda: setattr(self, "_buffering", word)
@@ -724,7 +744,7 @@ class Channel:
             return lambda: setattr(self, "_buffersize", size)
         if name == "ragged_eof":
             ragged = check_word(name, value, RAGGED)
-            return lambda: setattr(self, "_ragged", ragged)
+            return lambda: self._set_ragged(ragged)
         if name == "keepalive":
             keep = check_flag(name, value)
             return lambda: self._set_socket_flag(socket.SOL_SOCKET, socket.SO_KEEPALIVE, keep)
@@ -738,6 +758,9 @@ class Channel:
         else:
             text.check_eofchar(value)
         return lambda: None
+
+    def _set_ragged(self, ragged: str) -> None:
+        self._ragged = ragged
 
     def _read_only(self) -> tuple[str, ...]:
         return READ_ONLY
@@ -876,6 +899,7 @@ class Channel:
             deadline = Deadline(self._timeout)
             if not self._prepare(deadline.left()):
                 raise would_block()
+            self._add_eofchar()
             if self._queue and not self._flush_queue(deadline):
                 self._kick()
                 raise would_block()
@@ -883,6 +907,12 @@ class Channel:
             if not self._transport().shutdown_write(deadline.left()):
                 # The rest goes with the loop, or with the next flush.
                 self._kick()
+
+    def _add_eofchar(self) -> None:
+        """The last byte of the output, once, however often its end is tried."""
+        if self._settings.eof_out and not self._eofchar_added:
+            self._eofchar_added = True
+            self._queue += self._settings.eof_out.encode("ascii")
 
     def makefile(
         self,
@@ -987,7 +1017,8 @@ class Channel:
             self._events.kick()
 
     def _event_step(self) -> None:
-        if self._queue and self._usable and self._write_lock.acquire(blocking=False):
+        waits = self._queue or self._transport_output()
+        if waits and self._usable and self._write_lock.acquire(blocking=False):
             try:
                 # Its error stays in the transport for the next call.
                 with suppress(OSError):
@@ -1067,8 +1098,8 @@ class Channel:
             self._closed = True
         trouble: OSError | None = None
         limit = CLOSE_TIMEOUT if not self._timeout else min(CLOSE_TIMEOUT, self._timeout)
-        if self._usable and self._settings.eof_out and not self._write_ended:
-            self._queue += self._settings.eof_out.encode("ascii")
+        if self._usable and not self._write_ended:
+            self._add_eofchar()
         if self._usable and (self._queue or self._transport_output()):
             if self._timeout == 0 and self._linger():
                 return
@@ -1163,6 +1194,8 @@ class TcpChannel(Channel):
     """
 
     def __init__(self, sock: socket.socket) -> None:
+        if not is_plain_socket(sock):
+            raise TypeError(f"a TcpChannel is made of a plain socket, not {sock!r}")
         timeout = sock.gettimeout()
         mine = socket.socket(sock.family, sock.type, sock.proto, sock.detach())
         super().__init__(SocketTransport(mine), timeout=timeout)

@@ -68,7 +68,10 @@ def check_encoding(value: object) -> str | None:
         return None
     if not isinstance(value, str):
         raise TypeError(f"encoding must be a string or None, not {value!r}")
-    return codecs.lookup(value).name
+    found = codecs.lookup(value)
+    if not getattr(found, "_is_text_encoding", True):
+        raise LookupError(f"{value!r} is not a text encoding")
+    return found.name
 
 
 def check_translation(value: object) -> tuple[str, str]:
@@ -186,21 +189,18 @@ class TextReader:
             return b""
         flags, inside, data, _ = self._chunks[0]
         raw = inside + data
-        if self._used == 0:
-            # Bytes inside the codec belong to the first unread character.
-            start = 0
-        else:
-            probe = codecs.getincrementaldecoder(self._codec)("strict")
-            probe.setstate((b"", flags))
-            got = start = 0
-            while got < self._used and start < len(raw):
-                got += len(probe.decode(raw[start : start + 1], False))
-                start += 1
+        # Bytes inside the codec belong to the first unread character.
+        probe = codecs.getincrementaldecoder(self._codec)("strict")
+        probe.setstate((b"", flags))
+        got = start = 0
+        while got < self._used and start < len(raw):
+            got += len(probe.decode(raw[start : start + 1], False))
+            start += 1
         rest = [raw[start:]]
         rest.extend(chunk[2] for chunk in list(self._chunks)[1:])
         back = b"".join(rest)
-        if self._skip_lf and back[:1] == b"\n":
-            back = back[1:]
+        if self._skip_lf:
+            back = _without_lf(back, probe)
         self._chunks.clear()
         self._used = 0
         self._text = ""
@@ -304,6 +304,18 @@ class TextReader:
             if count and not self.ended:
                 return None
         return self._out("".join(parts))
+
+
+def _without_lf(data: bytes, decoder: codecs.IncrementalDecoder) -> bytes:
+    """``data`` without its first character, if that is a line feed."""
+    for at in range(len(data)):
+        try:
+            character = decoder.decode(data[at : at + 1], False)
+        except UnicodeDecodeError:
+            break
+        if character:
+            return data[at + 1 :] if character == "\n" else data
+    return data
 
 
 class TextWriter:

@@ -487,9 +487,6 @@ class TlsChannel(Channel):
     def _transport_input(self) -> int:
         return self._session.pending() if self._opened else 0
 
-    def _transport_output(self) -> int:
-        return self._tls.output_pending() if self._tls is not None and self._opened else 0
-
     # --- options and facts
 
     def _read_only(self) -> tuple[str, ...]:
@@ -512,6 +509,10 @@ class TlsChannel(Channel):
                 # Nobody has driven it yet: look without consuming.
                 return connector.failure()
         return super()._current_error()
+
+    def _set_ragged(self, ragged: str) -> None:
+        super()._set_ragged(ragged)
+        self._session.set_ragged_eof(ragged == "eof")
 
     def _connecting(self) -> bool:
         connector = self._connector

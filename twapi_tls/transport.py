@@ -10,11 +10,12 @@ Timeouts are in seconds everywhere: None waits for ever, 0 never waits.
 
 from __future__ import annotations
 
+import errno
 import select
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -47,6 +48,9 @@ class ByteTransport(Protocol):
 
     def readable(self) -> bool:
         """Would recv return without waiting?"""
+
+    def output_pending(self) -> int:
+        """Bytes taken by send that wait to be sent, here or further down."""
 
     def fileno(self) -> int:
         """A descriptor that can be selected on, or -1."""
@@ -112,49 +116,68 @@ def is_plain_socket(thing: object) -> bool:
 
 
 class SocketTransport:
-    """A connected plain socket."""
+    """A connected plain socket.
+
+    The last user to leave after ``close`` closes the descriptor, so that its
+    number is never another socket's under a system call.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self._sock = sock
+        self._lock = threading.Lock()
+        self._users = 0
+        self._closed = False
 
     def detach(self) -> socket.socket:
         """The socket; its caller detaches or closes it."""
         return self._sock
 
-    def _wait(self, write: bool, deadline: Deadline) -> None:
-        if not wait_fd(self.fileno(), write, deadline.left()):
-            raise TimeoutError("timed out")
+    def _closed_error(self) -> OSError:
+        return OSError(errno.EBADF, "the channel is closed")
+
+    def _call(
+        self, method: Callable[[Any], Any], argument: Any, timeout: float | None, write: bool
+    ) -> Any:
+        """The method's answer, None if it would wait."""
+        deadline = Deadline(timeout)
+        with self._lock:
+            if self._closed:
+                raise self._closed_error()
+            self._users += 1
+        try:
+            while True:
+                try:
+                    answer = method(argument)
+                except BlockingIOError:
+                    answer = None
+                if self._closed:
+                    raise self._closed_error()
+                if answer is not None or timeout == 0:
+                    return answer
+                if not wait_fd(self._sock.fileno(), write, deadline.left()):
+                    raise TimeoutError("timed out")
+        except OSError:
+            if self._closed:
+                raise self._closed_error() from None
+            raise
+        finally:
+            with self._lock:
+                self._users -= 1
+                last = self._closed and not self._users
+            if last:
+                self._sock.close()
 
     def recv(self, n: int, timeout: float | None = None, /) -> bytes | None:
-        deadline = Deadline(timeout)
-        while True:
-            try:
-                return self._sock.recv(n)
-            except BlockingIOError:
-                if timeout == 0:
-                    return None
-            self._wait(False, deadline)
+        data: bytes | None = self._call(self._sock.recv, n, timeout, False)
+        return data
 
     def recv_into(self, buffer: Buffer, timeout: float | None = None, /) -> int:
-        deadline = Deadline(timeout)
-        while True:
-            try:
-                return self._sock.recv_into(buffer)
-            except BlockingIOError:
-                if timeout == 0:
-                    return -1
-            self._wait(False, deadline)
+        n = self._call(self._sock.recv_into, buffer, timeout, False)
+        return -1 if n is None else int(n)
 
     def send(self, data: Buffer, timeout: float | None = None, /) -> int:
-        deadline = Deadline(timeout)
-        while True:
-            try:
-                return self._sock.send(data)
-            except BlockingIOError:
-                if timeout == 0:
-                    return 0
-            self._wait(True, deadline)
+        return int(self._call(self._sock.send, data, timeout, True) or 0)
 
     def flush(self, timeout: float | None = None, /) -> bool:
         return True
@@ -167,14 +190,24 @@ class SocketTransport:
         fd = self.fileno()
         return fd < 0 or wait_fd(fd, False, 0)
 
+    def output_pending(self) -> int:
+        return 0
+
     def fileno(self) -> int:
-        return self._sock.fileno()
+        return -1 if self._closed else self._sock.fileno()
 
     def close(self, timeout: float = 0.0, graceful: bool = True, /) -> None:
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            last = not self._users
+        if last:
+            self._sock.close()
+            return
         with suppress(OSError):
-            # Wakes a thread that waits in recv; close() alone would not.
+            # Wakes a thread that waits; close() would not.
             self._sock.shutdown(socket.SHUT_RDWR)
-        self._sock.close()
 
 
 class ObjectTransport:
@@ -266,6 +299,9 @@ class ObjectTransport:
         fd = self.fileno()
         return fd >= 0 and wait_fd(fd, False, 0)
 
+    def output_pending(self) -> int:
+        return 0
+
     def close(self, timeout: float = 0.0, graceful: bool = True, /) -> None:
         if not self._closed:
             self._closed = True
@@ -281,8 +317,8 @@ class TlsTransport(ByteTransport, Protocol):
     def verdict(self, code: int, detail: str = "", /) -> None:
         """As ``_native.Session.verdict``; the alert is sent, if it can be."""
 
-    def output_pending(self) -> int:
-        """Bytes for the peer that wait to be sent."""
+    def set_ragged_eof(self, flag: bool, /) -> None:
+        """As ``_native.Session.set_ragged_eof``."""
 
 
 class Pump:
@@ -299,6 +335,7 @@ class Pump:
         self._read_lock = threading.Lock()
         self._write_lock = threading.RLock()
         self._out = b""
+        self._ending = False  # close_notify was made: FIN follows it
         self._fin = False
 
     def _push(self, timeout: float | None) -> bool:
@@ -406,22 +443,27 @@ class Pump:
         return sent
 
     def flush(self, timeout: float | None = None, /) -> bool:
-        with self._write_lock:
-            return self._push(timeout)
-
-    def shutdown_write(self, timeout: float | None = None, /) -> bool:
         deadline = Deadline(timeout)
         with self._write_lock:
-            self.session.shutdown()
             if not self._push(deadline.left()):
                 return False
-            if not self._fin:
+            if self._ending and not self._fin:
                 self._fin = True
                 return self.transport.shutdown_write(deadline.left())
             return True
 
+    def shutdown_write(self, timeout: float | None = None, /) -> bool:
+        with self._write_lock:
+            self.session.shutdown()
+            self._ending = True
+            return self.flush(timeout)
+
     def output_pending(self) -> int:
-        return len(self._out) + self.session.output_pending()
+        own = len(self._out) + self.session.output_pending()
+        return own + self.transport.output_pending()
+
+    def set_ragged_eof(self, flag: bool, /) -> None:
+        self.session.set_ragged_eof(flag)
 
     def readable(self) -> bool:
         session = self.session

@@ -1653,6 +1653,13 @@ void tw_session_input_eof(struct tw_session *s)
     tw_lock_release(&s->lock);
 }
 
+void tw_session_set_ragged_eof(struct tw_session *s, bool ragged)
+{
+    tw_lock_acquire(&s->lock);
+    s->ragged_eof = ragged;
+    tw_lock_release(&s->lock);
+}
+
 size_t tw_session_missing(struct tw_session *s)
 {
     size_t missing = 0;

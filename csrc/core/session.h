@@ -67,6 +67,9 @@ enum tw_status tw_session_input(struct tw_session *, const uint8_t *data,
                                 size_t len);
 /* The peer's stream has ended (TCP EOF). */
 void tw_session_input_eof(struct tw_session *);
+/* Changes what TCP EOF without close_notify is, as in the configuration;
+   an error that stands already stays. */
+void tw_session_set_ragged_eof(struct tw_session *, bool ragged);
 /* How many bytes the next step lacks at least; 0: a whole record (or an
    end) is there already. A hint for how much to receive. */
 size_t tw_session_missing(struct tw_session *);

@@ -894,6 +894,21 @@ static PyObject *refuse_with_socket(PyObject *self)
     return tw_error_raise(tw_module_of(self), &err);
 }
 
+PyDoc_STRVAR(set_ragged_eof_doc,
+"set_ragged_eof(flag)\n\n"
+"Whether TCP EOF without close_notify is an end and no error.");
+
+static PyObject *session_set_ragged_eof(PyObject *self, PyObject *arg)
+{
+    bool ragged;
+
+    if (tw_arg_bool(arg, &ragged) < 0) {
+        return NULL;
+    }
+    tw_session_set_ragged_eof(core_of(self), ragged);
+    Py_RETURN_NONE;
+}
+
 PyDoc_STRVAR(take_output_doc,
 "take_output() -> bytes\n\n"
 "The bytes for the peer, removed. Send them whatever else happens.");
@@ -1446,6 +1461,7 @@ static PyMethodDef session_methods[] = {
     NONE(readable),
     ONE(feed),
     NONE(feed_eof),
+    ONE(set_ragged_eof),
     NONE(take_output),
     NONE(take_input),
     NONE(shutdown),
