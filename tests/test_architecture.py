@@ -7,6 +7,7 @@ no cycles.  Exceptions are named in the tables below, with their reason.
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+import sspi_support
 
 ROOT = Path(__file__).resolve().parent.parent
 CSRC = ROOT / "csrc"
@@ -328,3 +330,18 @@ def test_importing_the_package_loads_neither_ssl_nor_asyncio() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=50, check=False
     )
     assert (answer.returncode, answer.stdout.strip()) == (0, "[]"), answer.stderr
+
+
+# --- what is for tests only --------------------------------------------------
+
+
+def test_what_is_for_tests_only_is_not_shipped() -> None:
+    """The scripted engine is in _testnative, and in nothing that a wheel holds."""
+    mark = b"the script refuses the credentials"
+    assert mark in (CSRC / "sspi" / "scripted.c").read_bytes()
+    shipped = Path(importlib.import_module("twapi_tls._native").__file__ or "")
+    assert mark not in shipped.read_bytes(), "the scripted engine is in the shipped extension"
+    strangers = [path.name for path in shipped.parent.iterdir() if "_testnative" in path.name]
+    assert not strangers, "a module for tests lies in the package"
+    testnative = sspi_support.load_testnative()
+    assert mark in Path(testnative.__file__).read_bytes()

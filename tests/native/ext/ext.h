@@ -1,0 +1,33 @@
+/*
+ * _testnative: the C floors as pytest sees them, below csrc/python. Built
+ * by tests/native/setup.py for tests only; never in a wheel.
+ *
+ *   floors.c   record, hello, buffer, status: pure functions
+ *   alloc.c    malloc and its kin, made to fail by number (linker's --wrap)
+ *   raw.c      the engine's SecurityFunctionTableW, buffers by hand
+ *   played.c   tw_credentials and tw_session over the scripted engine
+ */
+#ifndef TW_TESTS_EXT_H
+#define TW_TESTS_EXT_H
+
+#define PY_SSIZE_T_CLEAN
+#if !defined(Py_LIMITED_API) && !defined(Py_GIL_DISABLED)
+#define Py_LIMITED_API 0x030B0000
+#endif
+#include <Python.h>
+
+#include <stdbool.h>
+
+/* Each adds its functions and types; 0, or -1 with an exception. */
+int ext_add_floors(PyObject *module);
+int ext_add_alloc(PyObject *module);
+int ext_add_raw(PyObject *module);
+int ext_add_played(PyObject *module);
+
+/* A type from its spec, added under its name; NULL on failure. */
+PyTypeObject *ext_add_type(PyObject *module, PyType_Spec *spec,
+                           const char *name);
+/* bytes, or None for NULL */
+PyObject *ext_bytes(const void *data, size_t len);
+
+#endif
