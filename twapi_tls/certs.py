@@ -9,6 +9,7 @@ Source: TWAPI's twapi_crypto manual pages; SPEC section 3.
 from __future__ import annotations
 
 import binascii
+import re
 import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -204,6 +205,24 @@ def cert_store_release(store: Store) -> None:
     store.release()
 
 
+def cert_store_serialize(store: Store) -> bytes:
+    """Certificates and CRLs of a store in a form of our own, without keys.
+
+    ``cert_temporary_store(serialized=...)`` takes it.
+    """
+    return store.native.export("serialized")
+
+
+def cert_store_export_pem(store: Store) -> bytes:
+    """Certificates and CRLs of a store as PEM, without keys."""
+    return store.native.export("pem")
+
+
+def cert_store_export_pkcs7(store: Store) -> bytes:
+    """Certificates and CRLs of a store as PKCS #7 (DER), without keys."""
+    return store.native.export("pkcs7")
+
+
 def cert_store_iterate(store: Store) -> Iterator[Certificate]:
     """The certificates of a store, one after the other."""
     return iter(store)
@@ -245,6 +264,9 @@ def _find_test(kind: str, term: object) -> Callable[[_native.Certificate], bool]
         if len(digest) != 2 * size:
             raise ValueError(f"a {kind} has {size} bytes, {2 * size} hexadecimal digits")
         return lambda cert: cert.digest(size).hex() == digest
+    if kind == "serial_number":
+        serial = _hash_term(term).lstrip("0")
+        return lambda cert: dict(cert.info()).get("serial", "").lower().lstrip("0") == serial
     if not isinstance(term, str):
         raise TypeError(f"finding by {kind} needs a string")
     if kind in ("subject_substring", "issuer_substring"):
@@ -255,10 +277,7 @@ def _find_test(kind: str, term: object) -> Callable[[_native.Certificate], bool]
         part = term.casefold()
         return lambda cert: (
             part in cert.name(which).casefold()
-            or part
-            in " ".join(
-                attribute.partition("=")[2] for attribute in cert.name(which).split(", ")
-            ).casefold()
+            or part in ", ".join(_attribute_values(cert.name(which))).casefold()
         )
     if kind in ("subject_name", "issuer_name"):
         whole: Literal["subject_rdn", "issuer_rdn"] = (
@@ -266,16 +285,32 @@ def _find_test(kind: str, term: object) -> Callable[[_native.Certificate], bool]
         )
         wanted = _canonical_name(term)
         return lambda cert: _canonical_name(cert.name(whole)) == wanted
-    if kind == "serial_number":
-        serial = _hash_term(term).lstrip("0")
-        return lambda cert: dict(cert.info()).get("serial", "").lower().lstrip("0") == serial
     if kind == "host":
-        return lambda cert: cert.matches(term)
+        host = a_label(term)
+        return lambda cert: cert.matches(host)
     raise ValueError(
         f"bad search type {kind!r}: must be any, existing, has_private_key, host, "
         "issuer_name, issuer_substring, serial_number, sha1_hash, sha256_hash, "
         "subject_name or subject_substring"
     )
+
+
+def _attribute_values(name: str) -> list[str]:
+    r"""The values of "CN=a, O=b \\+ c": ["a", "b + c"], without escapes.
+
+    The engine writes RFC 4514's escapes: a backslash before the character,
+    or before two hexadecimal digits of a byte.
+    """
+    values = []
+    for attribute in re.findall(r"((?:\\.|[^\\])+?)(?:, | \+ |$)", name, re.DOTALL):
+        raw = re.sub(
+            rb"\\([0-9A-Fa-f]{2}|.)",
+            lambda found: bytes.fromhex(found[1].decode()) if len(found[1]) == 2 else found[1],
+            attribute.partition("=")[2].encode(),
+            flags=re.DOTALL,
+        )
+        values.append(raw.decode("utf-8", "replace"))
+    return values or [""]
 
 
 def _canonical_name(name: str) -> str:
@@ -330,7 +365,7 @@ def cert_import(data: Buffer | str, encoding: str | None = None) -> Certificate:
     ``encoding``: "der", "pem", or None: told by the data. TLSError if it is
     no certificate.
     """
-    raw = data.encode() if isinstance(data, str) else bytes(data)
+    raw = data.encode() if isinstance(data, str) else bytes(memoryview(data))
     if encoding is None:
         encoding = "pem" if b"-----BEGIN" in raw else "der"
     if encoding == "der":
@@ -375,7 +410,7 @@ def _name(cert: Certificate, name: str, issuer: bool) -> str:
     if name == "rdn":
         return rdn
     if name == "simpledisplay":
-        return common or rdn.partition("=")[2].partition(",")[0].strip()
+        return common or _attribute_values(rdn)[0]
     if name in ("dns", "email", "url", "ip") and not issuer:
         key = "uri" if name == "url" else name
         for found, value in native.info():
@@ -443,10 +478,9 @@ def cert_fetch(host: str, port: int = 443, *, timeout: float | None = 30.0) -> C
     ``timeout`` in seconds. Raises what the connect raises, TLSError, and
     TLSTimeoutError.
     """
-    sock = socket.create_connection((host, port), timeout)
     credentials = _native.Credentials("client", resume=False)
     session = _native.Session("client", credentials, target=a_label(host))
-    fd = sock.detach()
+    fd = socket.create_connection((host, port), timeout).detach()
     try:
         session.attach(fd)
     except BaseException:
@@ -602,6 +636,8 @@ def cert_tls_verify(
     elif usageany is not None:
         usages = _usage_oids(usageany, "usageany")
     roots = collect(trustedroots)
+    if exclusiveroots and roots is None:
+        roots = _native.Store()  # none at all, which is not "the system's"
     extra = joined(cert.native.chain(), None if hstore is None else hstore.native)
     ignore = ignore_bits(ignoreerrors)
     mode = modes[revocationcheck]

@@ -79,6 +79,9 @@ enum tw_status tw_openssl_store_of(struct tw_cert *cert,
                                    struct tw_store **out,
                                    struct tw_error *err);
 
+/* Is this the private key of that certificate? */
+bool tw_openssl_key_fits(X509 *, EVP_PKEY *);
+
 /* Adds all of the bundle, or nothing. Takes a key out of it when that has
    to wait for its certificate. */
 enum tw_status tw_openssl_store_merge(struct tw_store *, struct tw_bundle *,

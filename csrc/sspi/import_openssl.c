@@ -17,6 +17,8 @@
 
 #include "sspi/cert_openssl.h"
 
+#define NESTING_MAX 8 /* of SafeContents in each other, RFC 7292, 4.2.6 */
+
 /*
  * What went wrong when something could not be decrypted: an algorithm that
  * is not loaded (RC2 of old PFX files lives in the legacy provider) says so
@@ -348,41 +350,195 @@ static enum tw_status parse_pem(struct tw_bundle *b, const uint8_t *data,
     return status;
 }
 
+/* What a PKCS#12 bag may be opened with, and what to say if it cannot. */
+struct pfx {
+    struct tw_bundle *bundle;
+    const char *password; /* as its MAC wants it; may be NULL */
+    int password_len;     /* of it */
+    bool given;           /* the caller gave one */
+};
+
+static enum tw_status parse_safes(struct pfx *f,
+                                  const STACK_OF(PKCS12_SAFEBAG) *bags,
+                                  int depth, struct tw_error *err);
+
+/* RFC 7292, 4.2.2: a PKCS#8 key under a password of its own kind. */
+static enum tw_status parse_shrouded(struct pfx *f,
+                                     const PKCS12_SAFEBAG *bag,
+                                     struct tw_error *err)
+{
+    PKCS8_PRIV_KEY_INFO *info =
+        PKCS12_decrypt_skey(bag, f->password, f->password_len);
+    EVP_PKEY *key;
+
+    if (info == NULL) {
+        return fail_decrypt(err, f->given, "the PKCS #12 file's key");
+    }
+    key = EVP_PKCS82PKEY(info);
+    PKCS8_PRIV_KEY_INFO_free(info);
+    return bundle_key(f->bundle, key, err);
+}
+
+static enum tw_status parse_safe(struct pfx *f, const PKCS12_SAFEBAG *bag,
+                                 int depth, struct tw_error *err)
+{
+    switch (PKCS12_SAFEBAG_get_nid(bag)) {
+    case NID_keyBag:
+        return bundle_key(f->bundle,
+                          EVP_PKCS82PKEY(PKCS12_SAFEBAG_get0_p8inf(bag)),
+                          err);
+    case NID_pkcs8ShroudedKeyBag:
+        return parse_shrouded(f, bag, err);
+    case NID_certBag:
+        if (PKCS12_SAFEBAG_get_bag_nid(bag) != NID_x509Certificate) {
+            return TW_DONE; /* SDSI: nobody has one */
+        }
+        return bundle_cert(f->bundle, PKCS12_SAFEBAG_get1_cert(bag), err);
+    case NID_crlBag:
+        if (PKCS12_SAFEBAG_get_bag_nid(bag) != NID_x509Crl) {
+            return TW_DONE;
+        }
+        return bundle_crl(f->bundle, PKCS12_SAFEBAG_get1_crl(bag), err);
+    case NID_safeContentsBag:
+        return parse_safes(f, PKCS12_SAFEBAG_get0_safes(bag), depth + 1,
+                           err);
+    default:
+        return TW_DONE; /* secrets of other programs */
+    }
+}
+
+static enum tw_status parse_safes(struct pfx *f,
+                                  const STACK_OF(PKCS12_SAFEBAG) *bags,
+                                  int depth, struct tw_error *err)
+{
+    enum tw_status status = TW_DONE;
+    int i;
+
+    if (depth > NESTING_MAX) {
+        return tw_error_set(err, TW_E_FORMAT, 0, "%s",
+                            "the PKCS #12 file is nested too deep");
+    }
+    for (i = 0; status == TW_DONE && i < sk_PKCS12_SAFEBAG_num(bags); i++) {
+        status = parse_safe(f, sk_PKCS12_SAFEBAG_value(bags, i), depth, err);
+    }
+    return status;
+}
+
+static enum tw_status parse_safe_contents(struct pfx *f, PKCS7 *p7,
+                                          struct tw_error *err)
+{
+    STACK_OF(PKCS12_SAFEBAG) *bags;
+    enum tw_status status;
+
+    if (PKCS7_type_is_data(p7)) {
+        bags = PKCS12_unpack_p7data(p7);
+    } else if (PKCS7_type_is_encrypted(p7)) {
+        bags = PKCS12_unpack_p7encdata(p7, f->password, f->password_len);
+    } else {
+        return tw_error_set(err, TW_E_UNSUPPORTED, 0, "%s",
+                            "the PKCS #12 file is encrypted for a public"
+                            " key, not with a password");
+    }
+    if (bags == NULL) {
+        return PKCS7_type_is_data(p7)
+            ? tw_openssl_fail(err, TW_E_FORMAT, CRYPT_E_ASN1_BADTAG,
+                              "not PKCS #12 (PFX)")
+            : fail_decrypt(err, f->given, "the PKCS #12 file");
+    }
+    status = parse_safes(f, bags, 0, err);
+    sk_PKCS12_SAFEBAG_pop_free(bags, PKCS12_SAFEBAG_free);
+    return status;
+}
+
+/* Which password is it? No password may have been encoded as nothing at
+   all or as an empty string (RFC 7292, B.1 has both meanings). */
+static bool open_pfx(struct pfx *f, PKCS12 *p12)
+{
+    if (!PKCS12_mac_present(p12)) {
+        return true;
+    }
+    if (f->password_len == 0) {
+        if (PKCS12_verify_mac(p12, NULL, 0)) {
+            f->password = NULL;
+            return true;
+        }
+        f->password = "";
+    }
+    return PKCS12_verify_mac(p12, f->password, f->password_len) != 0;
+}
+
+static bool has_key(const struct tw_bundle *b, X509 *x509)
+{
+    bool has = false;
+    int i;
+
+    for (i = 0; !has && i < b->key_count; i++) {
+        has = tw_openssl_key_fits(x509, b->keys[i]);
+    }
+    return has;
+}
+
+/* Certificates with a key come first, so that the first of a store is the
+   identity, whatever order the file's maker chose. */
+static enum tw_status keys_first(struct tw_bundle *b, struct tw_error *err)
+{
+    STACK_OF(X509) *sorted = sk_X509_new_null();
+    int pass, i;
+
+    for (pass = 0; sorted != NULL && pass < 2; pass++) {
+        for (i = 0; i < sk_X509_num(b->certs); i++) {
+            X509 *x509 = sk_X509_value(b->certs, i);
+            if (has_key(b, x509) == (pass == 0)
+                && sk_X509_push(sorted, x509) == 0) {
+                sk_X509_free(sorted);
+                return tw_openssl_no_memory(err);
+            }
+        }
+    }
+    if (sorted == NULL) {
+        return tw_openssl_no_memory(err);
+    }
+    sk_X509_free(b->certs); /* the references moved */
+    b->certs = sorted;
+    return TW_DONE;
+}
+
+/* Every bag of the file: PKCS12_parse would give the first key only. */
 static enum tw_status parse_pfx(struct tw_bundle *b, const uint8_t *data,
                                 size_t len, const char *password,
                                 struct tw_error *err)
 {
     const unsigned char *p = data;
+    size_t password_len = password != NULL ? strlen(password) : 0;
+    struct pfx f = {b, password, (int)password_len, password != NULL};
     PKCS12 *p12 = d2i_PKCS12(NULL, &p, (long)len);
-    EVP_PKEY *key = NULL;
-    X509 *leaf = NULL;
-    STACK_OF(X509) *others = NULL;
+    STACK_OF(PKCS7) *safes = NULL;
     enum tw_status status = TW_DONE;
+    int i;
 
     if (p12 == NULL) {
         return tw_openssl_fail(err, TW_E_FORMAT, CRYPT_E_ASN1_BADTAG,
                                "not PKCS #12 (PFX)");
     }
-    if (!PKCS12_parse(p12, password, &key, &leaf, &others)) {
-        status = fail_decrypt(err, password != NULL, "the PKCS #12 file");
+    if (password_len > INT_MAX || !open_pfx(&f, p12)) {
+        status = fail_decrypt(err, f.given, "the PKCS #12 file");
         goto done;
     }
     ERR_clear_error();
-    if (leaf != NULL) {
-        status = bundle_cert(b, leaf, err);
-        leaf = NULL;
+    safes = PKCS12_unpack_authsafes(p12);
+    if (safes == NULL) {
+        status = tw_openssl_fail(err, TW_E_FORMAT, CRYPT_E_ASN1_BADTAG,
+                                 "not PKCS #12 (PFX)");
+        goto done;
     }
-    while (status == TW_DONE && sk_X509_num(others) > 0) {
-        status = bundle_cert(b, sk_X509_shift(others), err);
+    for (i = 0; status == TW_DONE && i < sk_PKCS7_num(safes); i++) {
+        status = parse_safe_contents(&f, sk_PKCS7_value(safes, i), err);
     }
-    if (status == TW_DONE && key != NULL) {
-        status = bundle_key(b, key, err);
-        key = NULL;
+    if (status == TW_DONE) {
+        status = keys_first(b, err);
     }
 done:
-    EVP_PKEY_free(key);
-    X509_free(leaf);
-    sk_X509_pop_free(others, X509_free);
+    sk_PKCS7_pop_free(safes, PKCS7_free);
     PKCS12_free(p12);
     return status;
 }
@@ -426,7 +582,11 @@ enum tw_status tw_bundle_parse(struct tw_bundle *b, enum tw_encoding encoding,
     case TW_ENC_KEY_DER:
         return parse_key_der(b, data, len, password, err);
     case TW_ENC_SERIALIZED:
-        if (len == head && memcmp(data, TW_SERIALIZED_HEAD, head) == 0) {
+        if (len < head || memcmp(data, TW_SERIALIZED_HEAD, head) != 0) {
+            return tw_error_set(err, TW_E_FORMAT, 0, "%s",
+                                "not a serialized certificate store");
+        }
+        if (len == head) {
             return TW_DONE; /* the store was empty */
         }
         return parse_pem(b, data, len, password, err);

@@ -108,7 +108,7 @@ static void place(struct tw_cert **certs, size_t *count,
     certs[(*count)++] = cert;
 }
 
-static bool key_fits(X509 *x509, EVP_PKEY *key)
+bool tw_openssl_key_fits(X509 *x509, EVP_PKEY *key)
 {
     EVP_PKEY *pub = X509_get0_pubkey(x509);
     bool fits = pub != NULL && EVP_PKEY_eq(pub, key) == 1;
@@ -126,7 +126,7 @@ enum tw_status tw_openssl_store_add(struct tw_store *store,
 
     tw_lock_acquire(&store->lock);
     if (store->orphan != NULL && cert->key == NULL
-        && key_fits(cert->x509, store->orphan)) {
+        && tw_openssl_key_fits(cert->x509, store->orphan)) {
         item = tw_openssl_cert_new(cert->x509, store->orphan, cert->chain);
     } else {
         item = tw_openssl_cert_ref(cert);
@@ -205,7 +205,7 @@ static bool key_fits_any(STACK_OF(X509) *certs, EVP_PKEY *key)
     int i;
 
     for (i = 0; i < sk_X509_num(certs); i++) {
-        if (key_fits(sk_X509_value(certs, i), key)) {
+        if (tw_openssl_key_fits(sk_X509_value(certs, i), key)) {
             return true;
         }
     }
@@ -275,7 +275,7 @@ static struct tw_cert *join(X509 *x509, EVP_PKEY *const *keys, int count,
     int i;
 
     for (i = 0; i < count; i++) {
-        if (!key_fits(x509, keys[i])) {
+        if (!tw_openssl_key_fits(x509, keys[i])) {
             continue;
         }
         chain = find_chain(x509, pool);
@@ -509,6 +509,41 @@ static bool write_pem(BIO *bio, STACK_OF(X509) *certs,
     return ok;
 }
 
+/* The order of a SET OF in DER (X.690, 11.6). */
+static int compare_der(const unsigned char *a, int a_len,
+                       const unsigned char *b, int b_len)
+{
+    int order;
+
+    if (a == NULL || b == NULL || a_len < 0 || b_len < 0) {
+        return 0; /* out of memory: any order will do for BER */
+    }
+    order = memcmp(a, b, (size_t)(a_len < b_len ? a_len : b_len));
+    return order != 0 ? order : a_len - b_len;
+}
+
+static int compare_certs(const X509 *const *a, const X509 *const *b)
+{
+    unsigned char *x = NULL, *y = NULL;
+    int x_len = i2d_X509(*a, &x), y_len = i2d_X509(*b, &y);
+    int order = compare_der(x, x_len, y, y_len);
+
+    OPENSSL_free(x);
+    OPENSSL_free(y);
+    return order;
+}
+
+static int compare_crls(const X509_CRL *const *a, const X509_CRL *const *b)
+{
+    unsigned char *x = NULL, *y = NULL;
+    int x_len = i2d_X509_CRL(*a, &x), y_len = i2d_X509_CRL(*b, &y);
+    int order = compare_der(x, x_len, y, y_len);
+
+    OPENSSL_free(x);
+    OPENSSL_free(y);
+    return order;
+}
+
 /* A degenerate SignedData (RFC 2315, 9.1): nobody signs nothing. */
 static bool write_pkcs7(BIO *bio, STACK_OF(X509) *certs,
                         STACK_OF(X509_CRL) *crls)
@@ -519,6 +554,10 @@ static bool write_pkcs7(BIO *bio, STACK_OF(X509) *certs,
         && PKCS7_set_detached(p7, 1) == 1;
     int i;
 
+    (void)sk_X509_set_cmp_func(certs, compare_certs);
+    sk_X509_sort(certs);
+    (void)sk_X509_CRL_set_cmp_func(crls, compare_crls);
+    sk_X509_CRL_sort(crls);
     for (i = 0; ok && i < sk_X509_num(certs); i++) {
         ok = PKCS7_add_certificate(p7, sk_X509_value(certs, i)) == 1;
     }

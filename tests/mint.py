@@ -1,0 +1,248 @@
+"""Certificates of every odd kind, one call each; see certs.py for the ordinary ones.
+
+``mint`` makes one certificate; its result signs others, gives CRLs and OCSP
+answers, and knows its forms. Nothing is written to disk.
+"""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import pkcs7, pkcs12
+from cryptography.x509 import ocsp
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
+
+Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
+
+DAY = datetime.timedelta(days=1)
+SERVER_AUTH = ExtendedKeyUsageOID.SERVER_AUTH
+CLIENT_AUTH = ExtendedKeyUsageOID.CLIENT_AUTH
+OCSP_SIGNING = ExtendedKeyUsageOID.OCSP_SIGNING
+
+_KEY_USAGES = (
+    "digital_signature",
+    "content_commitment",
+    "key_encipherment",
+    "data_encipherment",
+    "key_agreement",
+    "key_cert_sign",
+    "crl_sign",
+    "encipher_only",
+    "decipher_only",
+)
+
+
+def now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC).replace(microsecond=0)
+
+
+def key_usage(*words: str) -> x509.KeyUsage:
+    return x509.KeyUsage(**{word: word in words for word in _KEY_USAGES})
+
+
+def name(common_name: str | None, *more: tuple[ObjectIdentifier, str]) -> x509.Name:
+    attributes = [x509.NameAttribute(oid, value) for oid, value in more]
+    if common_name is not None:
+        attributes.append(x509.NameAttribute(NameOID.COMMON_NAME, common_name))
+    return x509.Name(attributes)
+
+
+def general_name(text: str | x509.GeneralName) -> x509.GeneralName:
+    if isinstance(text, x509.GeneralName):
+        return text
+    try:
+        return x509.IPAddress(ipaddress.ip_address(text))
+    except ValueError:
+        return x509.DNSName(text)
+
+
+@dataclass(frozen=True)
+class Minted:
+    """A certificate with its key and who signed it (None: itself)."""
+
+    certificate: x509.Certificate
+    key: Key
+    issuer: Minted | None
+
+    @cached_property
+    def der(self) -> bytes:
+        return self.certificate.public_bytes(serialization.Encoding.DER)
+
+    @cached_property
+    def pem(self) -> bytes:
+        return self.certificate.public_bytes(serialization.Encoding.PEM)
+
+    def key_pem(self, password: str | None = None, traditional: bool = False) -> bytes:
+        return self.key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.TraditionalOpenSSL
+            if traditional
+            else serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(password.encode())
+            if password
+            else serialization.NoEncryption(),
+        )
+
+    @property
+    def combined(self) -> bytes:
+        """Key, certificate, and the issuers below the root; PEM."""
+        return self.key_pem() + b"".join(each.pem for each in self.path[:-1] or [self])
+
+    @property
+    def path(self) -> list[Minted]:
+        """This one, its issuer, and so on up to the root."""
+        return [self, *(self.issuer.path if self.issuer else [])]
+
+    def pfx(
+        self, password: str | None, extra: Iterable[Minted] = (), label: bytes | None = None
+    ) -> bytes:
+        return pkcs12.serialize_key_and_certificates(
+            label,
+            self.key,
+            self.certificate,
+            [each.certificate for each in extra] or None,
+            serialization.BestAvailableEncryption(password.encode())
+            if password
+            else serialization.NoEncryption(),
+        )
+
+    def crl(
+        self,
+        *revoked: Minted,
+        age: datetime.timedelta = DAY,
+        life: datetime.timedelta = 7 * DAY,
+        signer: Minted | None = None,
+        reason: x509.ReasonFlags | None = None,
+    ) -> bytes:
+        """Its list of these revoked certificates; PEM."""
+        begin = now() - age
+        builder = (
+            x509.CertificateRevocationListBuilder()
+            .issuer_name(self.certificate.subject)
+            .last_update(begin)
+            .next_update(begin + life)
+            .add_extension(x509.CRLNumber(int(begin.timestamp())), False)
+        )
+        for each in revoked:
+            entry = (
+                x509.RevokedCertificateBuilder()
+                .serial_number(each.certificate.serial_number)
+                .revocation_date(begin)
+            )
+            if reason is not None:
+                entry = entry.add_extension(x509.CRLReason(reason), False)
+            builder = builder.add_revoked_certificate(entry.build())
+        signing = (signer or self).key
+        return builder.sign(signing, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+    def answer(
+        self,
+        about: Minted,
+        status: ocsp.OCSPCertStatus = ocsp.OCSPCertStatus.GOOD,
+        *,
+        responder: Minted | None = None,
+        issuer: Minted | None = None,
+        age: datetime.timedelta = datetime.timedelta(hours=1),
+        life: datetime.timedelta | None = DAY,
+        reason: x509.ReasonFlags | None = None,
+        algorithm: hashes.HashAlgorithm | None = None,
+    ) -> bytes:
+        """Its OCSP response about a certificate; DER."""
+        begin = now() - age
+        who = responder or self
+        builder = (
+            ocsp.OCSPResponseBuilder()
+            .add_response(
+                cert=about.certificate,
+                issuer=(issuer or self).certificate,
+                algorithm=algorithm or hashes.SHA1(),
+                cert_status=status,
+                this_update=begin,
+                next_update=None if life is None else begin + life,
+                revocation_time=begin if status is ocsp.OCSPCertStatus.REVOKED else None,
+                revocation_reason=reason,
+            )
+            .responder_id(ocsp.OCSPResponderEncoding.HASH, who.certificate)
+        )
+        if responder is not None:
+            builder = builder.certificates([responder.certificate])
+        response = builder.sign(who.key, hashes.SHA256())
+        return response.public_bytes(serialization.Encoding.DER)
+
+
+def mint(
+    subject: str | x509.Name | None = "leaf",
+    issuer: Minted | None = None,
+    *,
+    names: Sequence[str | x509.GeneralName] = (),
+    ca: bool | None = False,
+    path_length: int | None = None,
+    usage: Sequence[str] | None = None,
+    eku: Sequence[ObjectIdentifier] | None = None,
+    begins: datetime.timedelta = -DAY,
+    ends: datetime.timedelta = 90 * DAY,
+    serial: int | None = None,
+    key: Key | None = None,
+    extensions: Sequence[tuple[x509.ExtensionType, bool]] = (),
+    hash_: hashes.HashAlgorithm | None = None,
+    issuer_key: Key | None = None,
+) -> Minted:
+    """One certificate.
+
+    ca None: no basicConstraints. usage None: what fits ``ca``; (): no
+    keyUsage. eku None: none for a CA, else serverAuth. issuer_key: signs in
+    place of the issuer's (a signature that is wrong).
+    """
+    key = key or ec.generate_private_key(ec.SECP256R1())
+    whole = subject if isinstance(subject, x509.Name) else name(subject)
+    signer = issuer_key or (issuer.key if issuer else key)
+    above = issuer.key if issuer else key
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(whole)
+        .issuer_name(issuer.certificate.subject if issuer else whole)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number() if serial is None else serial)
+        .not_valid_before(now() + begins)
+        .not_valid_after(now() + ends)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(above.public_key()), False
+        )
+    )
+    if ca is not None:
+        builder = builder.add_extension(x509.BasicConstraints(ca, path_length), True)
+    if usage is None:
+        usage = ("key_cert_sign", "crl_sign", "digital_signature") if ca else ("digital_signature",)
+    if usage:
+        builder = builder.add_extension(key_usage(*usage), True)
+    if eku is None and not ca:
+        eku = [SERVER_AUTH]
+    if eku:
+        builder = builder.add_extension(x509.ExtendedKeyUsage(eku), False)
+    if names:
+        builder = builder.add_extension(
+            x509.SubjectAlternativeName([general_name(each) for each in names]), False
+        )
+    for extension, critical in extensions:
+        builder = builder.add_extension(extension, critical)
+    return Minted(builder.sign(signer, hash_ or hashes.SHA256()), key, issuer)
+
+
+def authority(subject: str = "A root", issuer: Minted | None = None, **options: object) -> Minted:
+    """A certificate that may sign others."""
+    return mint(subject, issuer, ca=True, **options)  # type: ignore[arg-type]
+
+
+def pkcs7_of(*certificates: Minted, der: bool = True) -> bytes:
+    return pkcs7.serialize_certificates(
+        [each.certificate for each in certificates],
+        serialization.Encoding.DER if der else serialization.Encoding.PEM,
+    )
