@@ -15,7 +15,8 @@ export PYTHON
 
 BIN := $(VENV)/bin
 VPY := $(BIN)/python
-PIP := $(VPY) -m pip --disable-pip-version-check -q
+# Errors only: what pip says of other folders and of editable builds is no news.
+PIP := $(VPY) -m pip --disable-pip-version-check --no-input -qq
 C_FILES := $(shell find csrc -name '*.[ch]' 2>/dev/null)
 STAMPS := $(VENV)/.stamps
 EXT_FILES := $(wildcard tests/native/ext/*.[ch]) tests/native/setup.py
@@ -27,7 +28,7 @@ EXT_FILES := $(wildcard tests/native/ext/*.[ch]) tests/native/setup.py
 help:
 	@echo 'make demo      build, then show server and client on this machine'
 	@echo 'make test      lint, types, C unit programs, pytest'
-	@echo 'make lint      ruff and mypy --strict'
+	@echo 'make lint      ruff (check and format) and mypy --strict'
 	@echo 'make bench     the benchmarks, against ssl (BENCH_ARGS=--quick: a minute)'
 	@echo 'make stress    the long runs'
 	@echo 'make sanitize  the tests with $(SANITIZERS)'
@@ -72,6 +73,7 @@ demo: bootstrap $(STAMPS)/native
 
 lint: bootstrap $(STAMPS)/dev
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 # On both record paths: the engine of ours, and the SSL object's.
