@@ -246,3 +246,48 @@ def pkcs7_of(*certificates: Minted, der: bool = True) -> bytes:
         [each.certificate for each in certificates],
         serialization.Encoding.DER if der else serialization.Encoding.PEM,
     )
+
+
+# Enough DER to put pieces of real objects together in ways that no maker
+# offers.
+
+
+def tlv(tag: int, value: bytes) -> bytes:
+    size = len(value)
+    if size < 0x80:
+        return bytes([tag, size]) + value
+    length = size.to_bytes((size.bit_length() + 7) // 8, "big")
+    return bytes([tag, 0x80 | len(length)]) + length + value
+
+
+def value_of(data: bytes) -> tuple[bytes, bytes]:
+    """(value, what follows) of the first element."""
+    size, at = data[1], 2
+    if size & 0x80:
+        at += size & 0x7F
+        size = int.from_bytes(data[2:at], "big")
+    return data[at : at + size], data[at + size :]
+
+
+def sequence(data: bytes) -> list[bytes]:
+    value, _ = value_of(data)
+    items = []
+    while value:
+        _, rest = value_of(value)
+        items.append(value[: len(value) - len(rest)])
+        value = rest
+    return items
+
+
+def explicit(data: bytes) -> bytes:
+    return value_of(data)[0]
+
+
+def version_1(one: Minted) -> bytes:
+    """The same certificate without version and extensions (X.509 of 1988); DER."""
+    body, algorithm, _ = sequence(one.der)
+    kept = [item for item in sequence(body) if item[0] not in (0xA0, 0xA3)]
+    unsigned = tlv(0x30, b"".join(kept))
+    assert isinstance(one.key, ec.EllipticCurvePrivateKey)
+    signature = one.key.sign(unsigned, ec.ECDSA(hashes.SHA256()))
+    return tlv(0x30, unsigned + algorithm + tlv(0x03, b"\0" + signature))

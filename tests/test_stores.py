@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import pkcs7
 from cryptography.x509.oid import NameOID
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from mint import Minted, authority, mint, name, pkcs7_of
+from mint import Minted, authority, explicit, mint, name, pkcs7_of, sequence, tlv
 
 import twapi_tls as tls
 from twapi_tls import Certificate, Store, TLSError
@@ -123,37 +123,6 @@ def joined_pfx(bags: list[bytes]) -> bytes:
     content = tlv(0x30, _DATA + tlv(0xA0, tlv(0x04, tlv(0x30, b"".join(bags)))))
     safe = tlv(0x30, _DATA + tlv(0xA0, tlv(0x04, tlv(0x30, content))))
     return tlv(0x30, b"\x02\x01\x03" + safe)
-
-
-def tlv(tag: int, value: bytes) -> bytes:
-    size = len(value)
-    if size < 0x80:
-        return bytes([tag, size]) + value
-    length = size.to_bytes((size.bit_length() + 7) // 8, "big")
-    return bytes([tag, 0x80 | len(length)]) + length + value
-
-
-def value_of(data: bytes) -> tuple[bytes, bytes]:
-    """(value, what follows) of the first element."""
-    size, at = data[1], 2
-    if size & 0x80:
-        at += size & 0x7F
-        size = int.from_bytes(data[2:at], "big")
-    return data[at : at + size], data[at + size :]
-
-
-def sequence(data: bytes) -> list[bytes]:
-    value, _ = value_of(data)
-    items = []
-    while value:
-        _, rest = value_of(value)
-        items.append(value[: len(value) - len(rest)])
-        value = rest
-    return items
-
-
-def explicit(data: bytes) -> bytes:
-    return value_of(data)[0]
 
 
 @pytest.mark.parametrize("der", [True, False])
