@@ -13,6 +13,7 @@ from certs import Identity, Pki
 from twapi_support import HOST, LIMIT, client_credentials, server_credentials
 
 import twapi_tls as tls
+from twapi_tls.sockets import PendingConnection
 
 
 class Work:
@@ -96,6 +97,19 @@ def tls_pair(
     finally:
         here.abort()
         there.abort()
+
+
+def held_back(go: threading.Event) -> Callable[..., Any]:
+    """A socket command for ``async_`` clients that connects once ``go`` is set."""
+
+    def command(host: str, port: int, **_: Any) -> PendingConnection:
+        def attempt() -> socket.socket:
+            assert go.wait(LIMIT)
+            return socket.create_connection((host, port), LIMIT)
+
+        return PendingConnection(attempt)
+
+    return command
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from typing import Any
 import peers
 import pytest
 from certs import Pki
-from channels import Work, drain, fill, plain_pair, run, tcp_pair, tls_pair
+from channels import Work, drain, fill, held_back, plain_pair, run, tcp_pair, tls_pair
 from twapi_support import HOST, LIMIT, client_credentials, connect, first, silent_server
 
 import twapi_tls as tls
@@ -1098,8 +1098,10 @@ def test_writes_before_open_are_queued_within_a_bound(pki: Pki) -> None:
         connection.unwrap()
 
     data = random.Random(7).randbytes(channel_module.QUEUE_LIMIT)
+    go = threading.Event()
     with peers.ssl_server(pki.server, handler) as server:
-        with connect(server.port, pki, async_=True, verifier=verify) as channel:
+        options = {"verifier": verify, "socketcmd": held_back(go)}
+        with connect(server.port, pki, async_=True, **options) as channel:
             channel.setblocking(False)
             assert channel.write(data[:1000]) == 1000
             assert channel.send(data[1000:2000]) == 1000
@@ -1110,6 +1112,7 @@ def test_writes_before_open_are_queued_within_a_bound(pki: Pki) -> None:
                 channel.send(b"x")
             assert channel.pending("output") == len(data)
             assert tls.tls_state(channel) == "CLIENTINIT"
+            go.set()
             channel.settimeout(LIMIT)
             channel.flush()
             assert order[0] == "verdict"
@@ -1119,10 +1122,13 @@ def test_writes_before_open_are_queued_within_a_bound(pki: Pki) -> None:
 
 
 def test_nothing_that_was_queued_moves_when_the_verdict_is_no(pki: Pki) -> None:
+    go = threading.Event()
     with peers.ssl_server(pki.server) as server:
-        with connect(server.port, pki, async_=True, verifier=lambda *_: False) as channel:
+        options = {"verifier": lambda *_: False, "socketcmd": held_back(go)}
+        with connect(server.port, pki, async_=True, **options) as channel:
             channel.setblocking(False)
             channel.write(b"a secret")
+            go.set()
             channel.settimeout(LIMIT)
             with pytest.raises(tls.TLSVerificationError):
                 channel.flush()
@@ -1165,16 +1171,8 @@ def test_connecting_and_the_real_cause(pki: Pki) -> None:
 def test_connecting_says_so(pki: Pki) -> None:
     go = threading.Event()
     with silent_server() as listener:
-
-        def command(host: str, port: int, **_: Any) -> Any:
-            def attempt() -> socket.socket:
-                assert go.wait(LIMIT)
-                return socket.create_connection((host, port), LIMIT)
-
-            return channel_pending(attempt)
-
         channel = tls.tls_socket(
-            HOST, listener.getsockname()[1], async_=True, socketcmd=command, timeout=LIMIT
+            HOST, listener.getsockname()[1], async_=True, socketcmd=held_back(go), timeout=LIMIT
         )
         with channel:
             assert channel.cget("connecting") is True
@@ -1184,12 +1182,6 @@ def test_connecting_says_so(pki: Pki) -> None:
             with pytest.raises(OSError):
                 tls.tls_handshake(channel)
             assert channel.cget("connecting") is False
-
-
-def channel_pending(attempt: Any) -> Any:
-    from twapi_tls.sockets import PendingConnection
-
-    return PendingConnection(attempt)
 
 
 # --- plain channels

@@ -131,9 +131,9 @@ class TlsChannel(Channel):
             return "CLOSED"
         if self._opened:
             return "OPEN"
-        if self._started:
-            return "NEGOTIATING"
-        return "CLIENTINIT" if self._role == "client" else "SERVERINIT"
+        if self._role == "client":
+            return "NEGOTIATING" if self._started else "CLIENTINIT"
+        return "SERVERINIT" if self._session.state() == "INIT" else "NEGOTIATING"
 
     def _raise_closed(self) -> NoReturn:
         if self._taken:
@@ -202,19 +202,15 @@ class TlsChannel(Channel):
         tls = self._tls
         assert tls is not None
         while True:
-            if self._role == "client" or self._started or tls.readable():
-                self._started = True
+            self._started = True
             status = tls.handshake(deadline.left())
-            self._started = self._started or self._session.state() != "INIT"
             if status == _native.DONE:
                 self._settle(None)
                 return True
             if status == _native.WANT_VERDICT:
-                self._started = True
                 if not self._decide(tls):
                     return False
             elif status == _native.WANT_CREDENTIALS:
-                self._started = True
                 self._choose_credentials()
             elif status == _native.WANT_CERTIFICATE:
                 answer_certificate(self._context)

@@ -907,7 +907,9 @@ static enum tw_status drive_lock_held(struct tw_session *s)
         case PAUSE_NONE:
             break;
         }
-        s->state = TW_NEGOTIATING;
+        if (s->role == TW_CLIENT || tw_buffer_length(&s->input) > 0) {
+            s->state = TW_NEGOTIATING; /* a server waits in INIT */
+        }
         st = TW_DONE;
         if (s->role == TW_SERVER && s->hello == NULL) {
             st = look_at_hello_lock_held(s);
