@@ -34,7 +34,8 @@ help:
 	@echo 'make sanitize  the tests with $(SANITIZERS)'
 	@echo 'make valgrind  the C unit programs under valgrind'
 	@echo 'make clean     remove what was built'
-	@echo 'make windows, make fuzz   come with a later issue'
+	@echo 'make fuzz      the fuzz targets, FUZZ_SECONDS=$(FUZZ_SECONDS) each'
+	@echo 'make windows   comes with a later issue'
 
 bootstrap:
 	@scripts/bootstrap build
@@ -80,6 +81,8 @@ lint: bootstrap $(STAMPS)/dev
 native: bootstrap
 	scripts/native-tests
 	TWAPI_TLS_RECORDS=openssl scripts/native-tests
+	scripts/fuzz replay
+	TWAPI_TLS_RECORDS=openssl scripts/fuzz replay session
 
 # What depends on who seals the records: all but the tests of the house, of
 # another engine and of pure functions.
@@ -132,6 +135,10 @@ clean:
 	rm -f twapi_tls/*.so
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
-windows fuzz:
+FUZZ_SECONDS ?= 600
+fuzz: bootstrap-test
+	scripts/fuzz $(FUZZ_SECONDS)
+
+windows:
 	@echo 'make $@: comes with a later issue; there is nothing to run yet.' >&2
 	@exit 2
