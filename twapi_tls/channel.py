@@ -21,6 +21,7 @@ import io
 import os
 import socket
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -1098,6 +1099,7 @@ class Channel:
             self._closed = True
         trouble: OSError | None = None
         limit = CLOSE_TIMEOUT if not self._timeout else min(CLOSE_TIMEOUT, self._timeout)
+        end = time.monotonic() + limit
         if self._usable and not self._write_ended:
             self._add_eofchar()
         if self._usable and (self._queue or self._transport_output()):
@@ -1105,12 +1107,12 @@ class Channel:
                 return
             if self._write_lock.acquire(timeout=limit):
                 try:
-                    self._flush_queue(Deadline(limit))
+                    self._flush_queue(Deadline(max(end - time.monotonic(), 1e-6)))
                 except OSError as error:
                     trouble = error
                 finally:
                     self._write_lock.release()
-        self._close_transport(limit, True)
+        self._close_transport(max(end - time.monotonic(), 0.0), True)
         if trouble is not None:
             raise trouble
 
