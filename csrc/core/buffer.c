@@ -3,11 +3,18 @@
  *
  * Content is moved to the front only when room is asked for and the tail
  * is too short, never on consume: a loop over records consumes many times
- * and reserves once. Memory grows by doubling, is wiped before it goes
- * back, since input holds decrypted plaintext, and goes back as soon as
- * the owner says so and the buffer is empty (tw_buffer_relax).
+ * and reserves once. Memory grows by doubling and goes back as soon as the
+ * owner says so and the buffer is empty (tw_buffer_relax).
+ *
+ * Large buffers are needed for a moment only, while data is in flight, and
+ * malloc would map and unmap them each time: 20 us of page faults. So they
+ * are blocks of one size from a pool that the whole process shares, and a
+ * connection that rests holds none. The pool's lock is only tried: who does
+ * not get it at once (or sits in the child of a fork that happened under
+ * it) uses malloc.
  */
 #include "core/buffer.h"
+#include "core/lock.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -17,6 +24,43 @@
 #endif
 
 #define SMALLEST 512u
+#define POOLED_FROM ((size_t)48 * 1024) /* smaller ones are malloc's */
+#define POOL_SIZE 8u
+
+static struct {
+    struct tw_lock lock;
+    uint8_t *block[POOL_SIZE]; /* block[0..count): free, no secrets inside */
+    size_t count;
+} pool = {.lock = TW_LOCK_READY};
+
+static uint8_t *take_memory(size_t *room)
+{
+    uint8_t *found = NULL;
+
+    if (*room < POOLED_FROM || *room > TW_BUFFER_BLOCK) {
+        return malloc(*room);
+    }
+    *room = TW_BUFFER_BLOCK;
+    if (tw_lock_try(&pool.lock)) {
+        if (pool.count > 0) {
+            found = pool.block[--pool.count];
+        }
+        tw_lock_release(&pool.lock);
+    }
+    return found != NULL ? found : malloc(*room);
+}
+
+static void give_memory(uint8_t *data, size_t room)
+{
+    if (room == TW_BUFFER_BLOCK && tw_lock_try(&pool.lock)) {
+        if (pool.count < POOL_SIZE) {
+            pool.block[pool.count++] = data;
+            data = NULL;
+        }
+        tw_lock_release(&pool.lock);
+    }
+    free(data);
+}
 
 void tw_wipe(void *data, size_t n)
 {
@@ -42,14 +86,23 @@ void tw_buffer_init(struct tw_buffer *b)
     b->start = 0;
     b->end = 0;
     b->room = 0;
+    b->secret = false;
+}
+
+static void drop_memory(struct tw_buffer *b)
+{
+    if (b->data != NULL) {
+        if (b->secret) {
+            /* what was consumed is still there: wipe it all */
+            tw_wipe(b->data, b->room);
+        }
+        give_memory(b->data, b->room);
+    }
 }
 
 void tw_buffer_free(struct tw_buffer *b)
 {
-    if (b->data != NULL) {
-        tw_wipe(b->data, b->room);
-        free(b->data);
-    }
+    drop_memory(b);
     tw_buffer_init(b);
 }
 
@@ -92,18 +145,14 @@ uint8_t *tw_buffer_reserve(struct tw_buffer *b, size_t n)
     if (room < SMALLEST) {
         room = SMALLEST;
     }
-    data = malloc(room);
+    data = take_memory(&room);
     if (data == NULL) {
         return NULL;
     }
-    if (b->data != NULL) {
-        if (length > 0) {
-            memcpy(data, b->data + b->start, length);
-        }
-        /* what was consumed may be plaintext as well: wipe it all */
-        tw_wipe(b->data, b->room);
-        free(b->data);
+    if (length > 0) {
+        memcpy(data, b->data + b->start, length);
     }
+    drop_memory(b);
     b->data = data;
     b->start = 0;
     b->end = length;

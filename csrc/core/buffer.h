@@ -1,7 +1,7 @@
 /*
- * Owned bytes with a read and a write cursor. Wiped when given back, and
- * given back (freed) whenever empty and asked to, so that an idle
- * connection holds none.
+ * Owned bytes with a read and a write cursor. Given back whenever empty and
+ * asked to, so that an idle connection holds none; wiped before that if
+ * they held what is secret.
  */
 #ifndef TW_CORE_BUFFER_H
 #define TW_CORE_BUFFER_H
@@ -15,10 +15,15 @@ struct tw_buffer {
     size_t start;  /* first unread byte */
     size_t end;    /* one past the last written byte */
     size_t room;   /* bytes allocated */
+    bool secret;   /* plaintext was here since it got its memory */
 };
 
+/* Blocks of this size come from a pool: 256 KiB of content in records, and
+   a started one. Larger or much smaller ones are malloc's. */
+#define TW_BUFFER_BLOCK ((size_t)(256 + 20) * 1024)
+
 void tw_buffer_init(struct tw_buffer *);
-void tw_buffer_free(struct tw_buffer *); /* wipes; ready for reuse */
+void tw_buffer_free(struct tw_buffer *); /* ready for reuse */
 size_t tw_buffer_length(const struct tw_buffer *);
 uint8_t *tw_buffer_head(const struct tw_buffer *); /* first unread byte */
 /* At least n writable bytes at the returned place; NULL: no memory.

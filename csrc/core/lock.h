@@ -11,6 +11,7 @@
 struct tw_lock {
     SRWLOCK os;
 };
+#define TW_LOCK_READY {SRWLOCK_INIT} /* for a static one, without init */
 static inline void tw_lock_init(struct tw_lock *l)
 {
     InitializeSRWLock(&l->os);
@@ -36,6 +37,7 @@ static inline void tw_lock_release(struct tw_lock *l)
 struct tw_lock {
     pthread_mutex_t os;
 };
+#define TW_LOCK_READY {PTHREAD_MUTEX_INITIALIZER} /* a static one, ready */
 static inline void tw_lock_init(struct tw_lock *l)
 {
     (void)pthread_mutex_init(&l->os, NULL);

@@ -109,6 +109,7 @@ struct tw_session {
     bool aborted;
     bool dead;           /* the context takes no further calls */
     bool input_lent, output_lent;
+    bool indirect;       /* the engine has no seal and open for this one */
     char sni[256];       /* "" if none */
 };
 
@@ -1250,10 +1251,17 @@ static bool place_plain_lock_held(struct tw_session *s, SecBuffer *b,
     return true;
 }
 
-/* What a decrypted record without data counts for. */
-static enum tw_status count_record_lock_held(struct tw_session *s)
+/* A status of DecryptMessage after which reading goes on. */
+static bool is_reading(SECURITY_STATUS status)
 {
-    if (s->plain_len > 0) {
+    return status == SEC_E_OK || status == SEC_I_RENEGOTIATE
+           || status == SEC_I_CONTEXT_EXPIRED;
+}
+
+/* What a decrypted record without data counts for. */
+static enum tw_status count_record_lock_held(struct tw_session *s, bool data)
+{
+    if (data) {
         s->empty = 0;
         s->handshakes = 0;
         return TW_DONE;
@@ -1266,6 +1274,27 @@ static enum tw_status count_record_lock_held(struct tw_session *s)
                                     "empty records");
     }
     return TW_DONE;
+}
+
+/* Acts on the status of what was decrypted, with data or without. */
+static enum tw_status decrypted_lock_held(struct tw_session *s,
+                                          SECURITY_STATUS status, bool data)
+{
+    if (status == SEC_I_CONTEXT_EXPIRED) {
+        s->read_ended = true;
+        return TW_DONE;
+    }
+    if (status == SEC_E_OK) {
+        return count_record_lock_held(s, data);
+    }
+    s->handshakes = data ? 0 : s->handshakes + 1;
+    if (s->handshakes > HANDSHAKES_MAX) {
+        return peer_broke_lock_held(s, SEC_E_ILLEGAL_MESSAGE,
+                                    ALERT_UNEXPECTED_MESSAGE,
+                                    "the peer floods the connection with "
+                                    "handshake messages");
+    }
+    return answer_lock_held(s);
 }
 
 /*
@@ -1294,6 +1323,7 @@ static enum tw_status decrypt_lock_held(struct tw_session *s)
     for (i = 1; i < 4; i++) {
         set_buffer(&b[i], SECBUFFER_EMPTY, NULL, 0);
     }
+    s->input.secret = true;
     status = s->table->DecryptMessage(&s->ctx, &desc, 0, NULL);
     if (status == SEC_E_INCOMPLETE_MESSAGE) {
         size_t hint = 0;
@@ -1305,29 +1335,50 @@ static enum tw_status decrypt_lock_held(struct tw_session *s)
         note_missing_lock_held(s, hint);
         return dry_lock_held(s);
     }
-    if (status != SEC_E_OK && status != SEC_I_RENEGOTIATE
-        && status != SEC_I_CONTEXT_EXPIRED) {
+    if (!is_reading(status)) {
         return engine_failed_lock_held(
             s, status < 0 ? status : SEC_E_INTERNAL_ERROR);
     }
     if (!place_plain_lock_held(s, b, at, len)) {
         return engine_failed_lock_held(s, SEC_E_INTERNAL_ERROR);
     }
-    if (status == SEC_I_CONTEXT_EXPIRED) {
-        s->read_ended = true;
+    return decrypted_lock_held(s, status, s->plain_len > 0);
+}
+
+/*
+ * Decrypts straight into dst, with no plaintext waiting, what ciphertext is
+ * there and fits; *n bytes. TW_DONE with *n 0: nothing of that kind was
+ * there (*did false), or it had no data (*did true).
+ */
+static enum tw_status decrypt_into_lock_held(struct tw_session *s,
+                                             uint8_t *dst, size_t cap,
+                                             size_t *n, bool *did)
+{
+    SECURITY_STATUS status;
+    size_t used = 0;
+    size_t len;
+    const uint8_t *at = cipher_at_lock_held(s, &len);
+
+    *n = 0;
+    *did = false;
+    if (s->indirect || s->provider->open == NULL || s->state != TW_OPEN
+        || s->renegotiating || s->read_ended || len <= s->tried
+        || tw_record_check(at, len) != TW_RECORD_OK
+        || tw_record_missing(at, len) > 0) {
         return TW_DONE;
     }
-    if (status == SEC_E_OK) {
-        return count_record_lock_held(s);
+    status = s->provider->open(&s->ctx, at, len, dst, cap, &used, n);
+    if (status == SEC_E_UNSUPPORTED_FUNCTION) {
+        s->indirect = true;
+        return TW_DONE;
     }
-    s->handshakes = s->plain_len > 0 ? 0 : s->handshakes + 1;
-    if (s->handshakes > HANDSHAKES_MAX) {
-        return peer_broke_lock_held(s, SEC_E_ILLEGAL_MESSAGE,
-                                    ALERT_UNEXPECTED_MESSAGE,
-                                    "the peer floods the connection with "
-                                    "handshake messages");
+    *did = used > 0 || status != SEC_E_OK;
+    cipher_consume_lock_held(s, used);
+    if (!is_reading(status)) {
+        return engine_failed_lock_held(
+            s, status < 0 ? status : SEC_E_INTERNAL_ERROR);
     }
-    return answer_lock_held(s);
+    return *did ? decrypted_lock_held(s, status, *n > 0) : TW_DONE;
 }
 
 /* One advance of the reading side, with no plaintext waiting. */
@@ -1353,8 +1404,19 @@ static enum tw_status read_lock_held(struct tw_session *s, uint8_t *dst,
 {
     enum tw_status st = TW_DONE;
     size_t part;
+    bool did;
 
     while (*n < cap) {
+        if (s->plain_len == 0) {
+            st = decrypt_into_lock_held(s, dst + *n, cap - *n, &part, &did);
+            *n += part;
+            if (st != TW_DONE) {
+                break;
+            }
+            if (did) {
+                continue;
+            }
+        }
         if (s->plain_len > 0) {
             part = cap - *n < s->plain_len ? cap - *n : s->plain_len;
             memcpy(dst + *n, tw_buffer_head(&s->input), part);
@@ -1463,6 +1525,33 @@ static bool prepare_output_lock_held(struct tw_session *s, size_t len)
     return output_reserve_lock_held(s, room) != NULL;
 }
 
+/*
+ * Seals straight from src to dst[0..room), as many records as fit: *taken
+ * bytes became *made. TW_DONE with nothing taken: the engine cannot.
+ */
+static enum tw_status seal_into_lock_held(struct tw_session *s,
+                                          const uint8_t *src, size_t len,
+                                          uint8_t *dst, size_t room,
+                                          size_t *taken, size_t *made)
+{
+    SECURITY_STATUS status;
+
+    *taken = 0;
+    *made = 0;
+    if (s->indirect || s->provider->seal == NULL) {
+        return TW_DONE;
+    }
+    status = s->provider->seal(&s->ctx, src, len, dst, room, taken, made);
+    if (status == SEC_E_UNSUPPORTED_FUNCTION) {
+        s->indirect = true;
+        return TW_DONE;
+    }
+    return status == SEC_E_OK ? TW_DONE
+                              : engine_failed_lock_held(
+                                    s, status < 0 ? status
+                                                  : SEC_E_INTERNAL_ERROR);
+}
+
 static enum tw_status write_lock_held(struct tw_session *s,
                                       const uint8_t *src, size_t len,
                                       size_t *n)
@@ -1476,6 +1565,22 @@ static enum tw_status write_lock_held(struct tw_session *s,
 
     if (len > 0 && !prepare_output_lock_held(s, len)) {
         return fail_nomem_lock_held(s);
+    }
+    pending = tw_buffer_length(&s->output);
+    if (len > 0 && pending < TW_OUTPUT_LIMIT && !s->indirect) {
+        enum tw_status st;
+
+        at = output_reserve_lock_held(s, 0);
+        part = s->output.room - s->output.end;
+        st = seal_into_lock_held(s, src, len, at,
+                                 part < TW_OUTPUT_LIMIT - pending
+                                     ? part
+                                     : TW_OUTPUT_LIMIT - pending,
+                                 n, &sealed);
+        tw_buffer_commit(&s->output, sealed);
+        if (st != TW_DONE) {
+            return st;
+        }
     }
     while (*n < len) {
         part = len - *n < s->sizes.cbMaximumMessage

@@ -148,6 +148,26 @@ struct tw_provider {
     enum tw_status (*acquire)(const struct tw_credentials_config *,
                               CredHandle *out, struct tw_error *err);
 
+    /* --- records from one buffer into another; NULL where the engine has
+       EncryptMessage and DecryptMessage alone, and for a context that has
+       no other SEC_E_UNSUPPORTED_FUNCTION, nothing done --- */
+
+    /* Seals src into whole records at dst[0..room), as many as fit: *taken
+       bytes became *made. A KeyUpdate that is due goes before them. The two
+       do not overlap. */
+    SECURITY_STATUS (*seal)(CtxtHandle *, const uint8_t *src, size_t len,
+                            uint8_t *dst, size_t room, size_t *taken,
+                            size_t *made);
+    /*
+     * Opens whole records of src into dst[0..room) while their content is
+     * sure to fit: *used bytes gave *made of data. Stops behind a record
+     * without data: its status is DecryptMessage's (SEC_E_OK, RENEGOTIATE,
+     * CONTEXT_EXPIRED, an error), and *made holds the data before it.
+     */
+    SECURITY_STATUS (*open)(CtxtHandle *, const uint8_t *src, size_t len,
+                            uint8_t *dst, size_t room, size_t *used,
+                            size_t *made);
+
     /* --- of a context, beyond SSPI's attributes --- */
 
     /*

@@ -2389,6 +2389,88 @@ static SECURITY_STATUS decrypt_message(PCtxtHandle ctx,
     return st;
 }
 
+static SECURITY_STATUS seal(CtxtHandle *ctx, const uint8_t *src, size_t len,
+                            uint8_t *dst, size_t room, size_t *taken,
+                            size_t *made)
+{
+    struct context *c = context_at(ctx);
+    size_t around;
+
+    *taken = *made = 0;
+    if (!c || !c->open) {
+        return SEC_E_INVALID_HANDLE;
+    }
+    engage(c);
+    if (!c->records) {
+        return SEC_E_UNSUPPORTED_FUNCTION;
+    }
+    if (c->dead || c->sent_shutdown) {
+        return SEC_E_CONTEXT_EXPIRED;
+    }
+    around = (size_t)c->records->header + c->records->tail;
+    while (*taken < len) {
+        size_t part = len - *taken < 16384 ? len - *taken : 16384, n;
+        if (tw_records_due(c->records)) {
+            /* RFC 8446, 4.6.3 and 5.5 */
+            if (!send_update(c)) {
+                return records_failed(c, SSL_AD_INTERNAL_ERROR);
+            }
+        }
+        if (c->out_len > 0) {
+            if (room - *made < c->out_len + around + part) {
+                break;
+            }
+            memcpy(dst + *made, c->out, c->out_len);
+            *made += c->out_len;
+            c->out_len = 0;
+        }
+        if (room - *made < around + part) {
+            break;
+        }
+        n = tw_records_seal(c->records, SSL3_RT_APPLICATION_DATA,
+                            src + *taken, part, dst + *made);
+        if (n == 0) {
+            c->dead = true;
+            return SEC_E_ENCRYPT_FAILURE;
+        }
+        *taken += part;
+        *made += n;
+    }
+    return SEC_E_OK;
+}
+
+static SECURITY_STATUS open_records(CtxtHandle *ctx, const uint8_t *src,
+                                    size_t len, uint8_t *dst, size_t room,
+                                    size_t *used, size_t *made)
+{
+    struct context *c = context_at(ctx);
+    SECURITY_STATUS st = SEC_E_OK;
+    size_t missing, n = 1;
+
+    *used = *made = 0;
+    if (!c || !c->open) {
+        return SEC_E_INVALID_HANDLE;
+    }
+    engage(c);
+    if (!c->records) {
+        return SEC_E_UNSUPPORTED_FUNCTION;
+    }
+    if (c->dead) {
+        return SEC_E_CONTEXT_EXPIRED;
+    }
+    while (st == SEC_E_OK && n > 0) {
+        size_t span = record_span(src + *used, len - *used, &missing);
+        if (span == 0
+            || tw_records_content(c->records, span) > room - *made) {
+            break;
+        }
+        st = engine_open(c, src + *used, span, dst + *made, &n);
+        *used += span;
+        *made += n;
+    }
+    return st;
+}
+
 /* --------------------------------------------------------- attributes */
 
 static void widen(SEC_WCHAR *dst, size_t room, const char *src)
@@ -2886,6 +2968,8 @@ const struct tw_provider tw_provider_openssl = {
     .version = version,
     .fips = fips,
     .acquire = acquire,
+    .seal = seal,
+    .open = open_records,
     .verdict = verdict,
     .remote_cert = remote_cert,
     .local_cert = local_cert,
