@@ -140,11 +140,11 @@ def message_runs(ours: Ours, peer: Ssl, size: int, seconds: float) -> dict[str, 
     data = bytes(size)
     sender, receiver = ours.memory_pair()
     ssl_sender, ssl_receiver = peer.memory_pair()
-    encrypt, decrypt = tls.sspi_encrypt_stream, tls.sspi_decrypt_stream
+    encrypt, decrypt = sender.encrypt, receiver.decrypt
 
     def ours_work() -> int:
         for _ in range(200):
-            decrypt(receiver, encrypt(sender, data))
+            decrypt(encrypt(data))
         return 200
 
     write, take = ssl_sender.object.write, ssl_sender.outgoing.read

@@ -171,6 +171,10 @@ class Session:
     def feed_eof(self) -> None: ...
     def set_ragged_eof(self, flag: bool, /) -> None:
         """As the argument; an error that stands stays. Also with a socket."""
+    def encrypt(self, data: Buffer, /) -> bytes:
+        """The records for data, with what output waited before them."""
+    def decrypt(self, data: Buffer, /) -> bytes:
+        """The plaintext of the peer's bytes, perhaps b""; plaintext before an error comes first."""
     def take_output(self) -> bytes: ...
     def take_input(self) -> bytes: ...
     """Unconsumed ciphertext, removed (TWAPI's leftover)."""

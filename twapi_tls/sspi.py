@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 from . import _native
 from ._native import TLSError
 from .certs import Certificate, Revocation, Store
-from .errors import make_error
 from .names import a_label
 from .verify import Policy, default_verdict
 
@@ -335,6 +334,10 @@ class SspiContext:
     Free-standing ones are made by ``sspi_client_context`` and
     ``sspi_server_context`` and stepped by the caller. A channel's context
     tells facts and certificates; the channel alone moves it.
+
+    ``encrypt(data) -> bytes`` and ``decrypt(data) -> bytes`` of a
+    free-standing one are what ``sspi_encrypt_stream`` and
+    ``sspi_decrypt_stream`` do, without status: for many small messages.
     """
 
     def __init__(
@@ -353,6 +356,16 @@ class SspiContext:
         self.policy = policy
         self.chooser = chooser
         self.of_channel = of_channel
+        self.encrypt: Callable[[Buffer], bytes] = self._no_records
+        self.decrypt: Callable[[Buffer], bytes] = self._no_records
+        if not of_channel:
+            # The engine's own methods: a call of Python's costs as much as
+            # a small record.
+            self.encrypt, self.decrypt = session.encrypt, session.decrypt
+
+    def _no_records(self, data: Buffer, /) -> bytes:
+        self._own()
+        raise ValueError("the security context has no records")
 
     @property
     def session(self) -> _native.Session:
@@ -400,6 +413,7 @@ class SspiContext:
         if not self.of_channel and self._session is not None:
             self._session.close(0.0, False)
             self._session = None
+            self.encrypt = self.decrypt = self._no_records
 
     def __enter__(self) -> SspiContext:
         return self
@@ -533,22 +547,7 @@ def sspi_step(ctx: SspiContext, data: Buffer = b"") -> tuple[str, bytes, bytes]:
 
 def sspi_encrypt_stream(ctx: SspiContext, data: Buffer) -> bytes:
     """The records for ``data``; b"" for none. Needs a negotiated context."""
-    session = ctx._own()
-    view = memoryview(data).cast("B")
-    records = []
-    sent = 0
-    while sent < len(view):
-        n = session.send(view[sent:], 0)
-        output = session.take_output()
-        if not n and not output:
-            raise make_error(
-                TLSError,
-                "the context cannot encrypt now: a renegotiation waits for the peer",
-                errorcode=("TWAPI", "TLS", "NEGOTIATE"),
-            )
-        sent += n
-        records.append(output)
-    return b"".join(records)
+    return ctx._own().encrypt(data)
 
 
 def sspi_decrypt_stream(ctx: SspiContext, data: Buffer) -> tuple[str, bytes]:
@@ -559,27 +558,14 @@ def sspi_decrypt_stream(ctx: SspiContext, data: Buffer) -> tuple[str, bytes]:
     Plaintext before an error comes first; the next call raises the error.
     """
     session = ctx._own()
-    if len(memoryview(data)):
-        session.feed(data)
-    parts: list[bytes] = []
-    status = "ok"
     try:
-        while True:
-            piece = session.recv(1 << 18, 0)
-            if piece is None:
-                break
-            if not piece:
-                status = "expired"
-                break
-            parts.append(piece)
+        plain = session.decrypt(data)
     except TLSError as error:
-        if not parts:
-            error.token = (error.token or b"") + session.take_output()
-            raise
-        return "ok", b"".join(parts)
-    if status == "ok" and session.output_pending():
-        status = "renegotiate"
-    return status, b"".join(parts)
+        error.token = (error.token or b"") + session.take_output()
+        raise
+    if session.read_ended():
+        return "expired", plain
+    return "renegotiate" if session.output_pending() else "ok", plain
 
 
 class Writer(Protocol):

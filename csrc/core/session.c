@@ -1605,6 +1605,22 @@ static enum tw_status write_lock_held(struct tw_session *s,
     return TW_DONE;
 }
 
+/* May bytes be sealed now? */
+static enum tw_status may_write_lock_held(struct tw_session *s,
+                                          struct tw_error *err)
+{
+    if (s->state == TW_FAILED) {
+        return report_lock_held(s, s->error.status, err);
+    }
+    if (s->state != TW_OPEN) {
+        return refuse_call(err, TW_E_STATE,
+                           "the TLS negotiation is not finished");
+    }
+    return s->write_ended ? refuse_call(err, TW_E_CLOSED,
+                                        "the channel is closed for writing")
+                          : TW_DONE;
+}
+
 enum tw_status tw_session_write(struct tw_session *s, const uint8_t *src,
                                 size_t len, size_t *n, struct tw_error *err)
 {
@@ -1612,23 +1628,125 @@ enum tw_status tw_session_write(struct tw_session *s, const uint8_t *src,
 
     *n = 0;
     tw_lock_acquire(&s->lock);
-    if (s->state == TW_FAILED) {
-        st = s->error.status;
-    } else if (s->state != TW_OPEN) {
-        st = refuse_call(err, TW_E_STATE,
-                         "the TLS negotiation is not finished");
-        goto done;
-    } else if (s->write_ended) {
-        st = refuse_call(err, TW_E_CLOSED,
-                         "the channel is closed for writing");
-        goto done;
-    } else if (s->renegotiating) {
-        st = TW_WANT_READ; /* fact 10: nothing else is encrypted */
-    } else {
-        st = write_lock_held(s, src, len, n);
+    st = may_write_lock_held(s, err);
+    if (st == TW_DONE) {
+        st = s->renegotiating
+                 ? TW_WANT_READ /* fact 10: nothing else is encrypted */
+                 : report_lock_held(s, write_lock_held(s, src, len, n),
+                                    err);
     }
-    st = report_lock_held(s, st, err);
-done:
+    tw_lock_release(&s->lock);
+    return st;
+}
+
+/* --- both, from memory to memory --- */
+
+size_t tw_session_sealed_size(struct tw_session *s, size_t len)
+{
+    size_t size = 0;
+
+    tw_lock_acquire(&s->lock);
+    if (s->state == TW_OPEN) {
+        size_t each = s->sizes.cbMaximumMessage;
+        size_t records = len / each + (len % each != 0);
+
+        size = len
+               + records
+                     * ((size_t)s->sizes.cbHeader + s->sizes.cbTrailer);
+    }
+    tw_lock_release(&s->lock);
+    return size;
+}
+
+enum tw_status tw_session_seal(struct tw_session *s, const uint8_t *src,
+                               size_t len, uint8_t *dst, size_t room,
+                               size_t *taken, size_t *made,
+                               struct tw_error *err)
+{
+    enum tw_status st;
+
+    *taken = 0;
+    *made = 0;
+    tw_lock_acquire(&s->lock);
+    st = may_write_lock_held(s, err);
+    if (st == TW_DONE && !s->renegotiating
+        && tw_buffer_length(&s->output) == 0) {
+        st = report_lock_held(
+            s, seal_into_lock_held(s, src, len, dst, room, taken, made),
+            err);
+    }
+    tw_lock_release(&s->lock);
+    return st;
+}
+
+size_t tw_session_content_size(struct tw_session *s, const uint8_t *src,
+                               size_t len)
+{
+    size_t around = 0;
+    size_t size = 0;
+    size_t inside;
+    size_t i;
+    const uint8_t *at;
+
+    tw_lock_acquire(&s->lock);
+    if (s->state == TW_OPEN && !s->indirect && s->provider->open != NULL) {
+        around = (size_t)s->sizes.cbHeader + s->sizes.cbTrailer;
+    }
+    at = cipher_at_lock_held(s, &inside);
+    size = s->plain_len;
+    for (i = 0; i < 2; i++) {
+        const uint8_t *p = i == 0 ? at : src;
+        size_t left = i == 0 ? inside : len;
+        size_t one;
+
+        while ((one = tw_record_length(p, left)) > 0 && one <= left) {
+            size += one > around ? one - around : 0;
+            p += one;
+            left -= one;
+        }
+        if (i == 0 && left > 0) {
+            /* a started record: src goes on with it */
+            size += len;
+            break;
+        }
+    }
+    tw_lock_release(&s->lock);
+    return size;
+}
+
+enum tw_status tw_session_open(struct tw_session *s, const uint8_t *src,
+                               size_t len, uint8_t *dst, size_t cap,
+                               size_t *used, size_t *n,
+                               struct tw_error *err)
+{
+    enum tw_status st = TW_DONE;
+    SECURITY_STATUS status;
+    size_t part = 1;
+    size_t got;
+
+    *used = 0;
+    *n = 0;
+    tw_lock_acquire(&s->lock);
+    while (st == TW_DONE && part > 0 && *used < len && s->state == TW_OPEN
+           && !s->indirect && s->provider->open != NULL
+           && !s->renegotiating && !s->read_ended
+           && tw_buffer_length(&s->input) == 0
+           && tw_record_check(src + *used, len - *used) == TW_RECORD_OK
+           && tw_record_missing(src + *used, len - *used) == 0) {
+        status = s->provider->open(&s->ctx, src + *used, len - *used,
+                                   dst + *n, cap - *n, &part, &got);
+        *used += part;
+        *n += got;
+        if (status == SEC_E_UNSUPPORTED_FUNCTION) {
+            s->indirect = true;
+        } else if (!is_reading(status)) {
+            st = engine_failed_lock_held(
+                s, status < 0 ? status : SEC_E_INTERNAL_ERROR);
+        } else if (part > 0) {
+            st = decrypted_lock_held(s, status, got > 0);
+        }
+    }
+    st = *n > 0 ? TW_DONE : report_lock_held(s, st, err);
     tw_lock_release(&s->lock);
     return st;
 }

@@ -123,6 +123,28 @@ size_t tw_session_pending(struct tw_session *);
 enum tw_status tw_session_write(struct tw_session *, const uint8_t *src,
                                 size_t len, size_t *n,
                                 struct tw_error *err);
+/*
+ * The same two without input and output in between, for callers who have
+ * the peer's bytes in memory and want theirs there. Both do what they can
+ * and say how far they came: nothing, if the engine has no such way, or if
+ * bytes already wait that must go first. The rest goes the ordinary way.
+ *
+ * seal: *taken bytes of src became *made of whole records at dst;
+ * sealed_size is what len bytes become, room enough for all of them.
+ * open: *used bytes of src gave *n of data; content_size is room enough for
+ * what whole records in src can hold, with what waits inside already.
+ */
+size_t tw_session_sealed_size(struct tw_session *, size_t len);
+enum tw_status tw_session_seal(struct tw_session *, const uint8_t *src,
+                               size_t len, uint8_t *dst, size_t room,
+                               size_t *taken, size_t *made,
+                               struct tw_error *err);
+size_t tw_session_content_size(struct tw_session *, const uint8_t *src,
+                               size_t len);
+enum tw_status tw_session_open(struct tw_session *, const uint8_t *src,
+                               size_t len, uint8_t *dst, size_t cap,
+                               size_t *used, size_t *n,
+                               struct tw_error *err);
 /* close_notify into the output, once; later calls are no-ops. */
 enum tw_status tw_session_shutdown(struct tw_session *,
                                    struct tw_error *err);

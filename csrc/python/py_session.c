@@ -77,7 +77,9 @@ enum op {
     OP_TAKE_INPUT,
     OP_VERDICT,
     OP_SET_CREDENTIALS,
-    OP_SET_CERTIFICATE
+    OP_SET_CERTIFICATE,
+    OP_SEAL,
+    OP_OPEN
 };
 
 struct call {
@@ -85,6 +87,8 @@ struct call {
     uint8_t *dst;       /* where bytes go */
     const uint8_t *src; /* where they come from */
     size_t len;         /* of either */
+    size_t room;        /* OP_SEAL, OP_OPEN: of dst; len is of src */
+    size_t used;        /* OP_SEAL, OP_OPEN: of src */
     size_t n;           /* bytes moved so far */
     int64_t deadline;   /* tw_clock_ns */
     bool graceful;      /* OP_CLOSE */
@@ -180,11 +184,52 @@ static size_t copy_output(struct tw_session *s, uint8_t *dst, size_t room)
     return len;
 }
 
+/* What the direct way left of c->src goes the ordinary one, into c->dst. */
+static enum tw_status open_rest(struct tw_session *s, struct call *c)
+{
+    enum tw_status st;
+    size_t n = 0;
+
+    if (c->used < c->len) {
+        st = tw_session_input(s, c->src + c->used, c->len - c->used);
+        if (st != TW_DONE) {
+            return tw_error_set(&c->err, st, 0,
+                                "too much input at once: read what there "
+                                "is");
+        }
+        c->used = c->len;
+    }
+    st = tw_session_read(s, c->dst + c->n, c->room - c->n, &n, &c->err);
+    c->n += n;
+    if (c->n != 0 && st < 0) {
+        tw_error_clear(&c->err); /* it stays, and is told next time */
+        return TW_DONE;
+    }
+    return st;
+}
+
+static enum tw_status open_all(struct tw_session *s, struct call *c)
+{
+    enum tw_status st;
+
+    st = tw_session_open(s, c->src, c->len, c->dst, c->room, &c->used,
+                         &c->n, &c->err);
+    if (st != TW_DONE || (c->used == c->len && c->len != 0)) {
+        return st;
+    }
+    return open_rest(s, c);
+}
+
 static enum tw_status perform_core(struct tw_session *s, struct call *c)
 {
     const uint8_t *ptr;
 
     switch (c->op) {
+    case OP_SEAL:
+        return tw_session_seal(s, c->src, c->len, c->dst, c->room, &c->used,
+                               &c->n, &c->err);
+    case OP_OPEN:
+        return open_all(s, c);
     case OP_HANDSHAKE:
         return tw_session_handshake(s, &c->err);
     case OP_RECV:
@@ -243,6 +288,8 @@ static bool is_small(const struct call *c)
     case OP_FEED:
     case OP_TAKE_OUTPUT:
     case OP_TAKE_INPUT:
+    case OP_SEAL:
+    case OP_OPEN:
         return c->len <= SMALL;
     case OP_FEED_EOF:
         return true;
@@ -909,6 +956,162 @@ static PyObject *session_set_ragged_eof(PyObject *self, PyObject *arg)
     Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(encrypt_doc,
+"encrypt(data) -> bytes\n\n"
+"The records for data, with whatever output waited before them. TLSError if\n"
+"the session is not open, or while a renegotiation waits for the peer.");
+
+/* Whatever is left of c->src, piece by piece; `done` comes before it. */
+static PyObject *encrypt_rest(PyObject *self, struct call *c,
+                              PyObject *done)
+{
+    while (c->used < c->len) {
+        struct call one = {.op = OP_SEND};
+        enum tw_status st;
+        PyObject *more;
+        PyObject *both;
+
+        one.src = c->src + c->used;
+        one.len = c->len - c->used;
+        st = run(session_of(self), &one);
+        if (st < 0) {
+            Py_DECREF(done);
+            return fail(session_of(self), st, &one);
+        }
+        more = take_output_bytes(session_of(self));
+        if (more != NULL && one.n == 0 && PyBytes_Size(more) == 0) {
+            Py_DECREF(more);
+            Py_DECREF(done);
+            (void)tw_error_set(&one.err, TW_E_STATE, 0,
+                               "the context cannot encrypt now: a "
+                               "renegotiation waits for the peer");
+            return tw_error_raise(tw_module_of(self), &one.err);
+        }
+        both = more == NULL ? NULL : PySequence_Concat(done, more);
+        Py_XDECREF(more);
+        Py_DECREF(done);
+        if (both == NULL) {
+            return NULL;
+        }
+        done = both;
+        c->used += one.n;
+    }
+    return done;
+}
+
+static PyObject *session_encrypt(PyObject *self, PyObject *arg)
+{
+    struct call c = {.op = OP_SEAL};
+    enum tw_status st;
+    PyObject *bytes;
+    Py_buffer view;
+
+    if (PyObject_GetBuffer(arg, &view, PyBUF_SIMPLE) < 0) {
+        return NULL;
+    }
+    c.src = view.buf;
+    c.len = (size_t)view.len;
+    c.room = tw_session_sealed_size(core_of(self), c.len);
+    bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)c.room);
+    if (bytes == NULL) {
+        goto done;
+    }
+    c.dst = (uint8_t *)PyBytes_AsString(bytes);
+    st = run(session_of(self), &c);
+    if (st < 0) {
+        Py_CLEAR(bytes);
+        (void)fail(session_of(self), st, &c);
+        goto done;
+    }
+    if (c.n != c.room) {
+        PyObject *exact = PyBytes_FromStringAndSize((const char *)c.dst,
+                                                    (Py_ssize_t)c.n);
+        Py_DECREF(bytes);
+        bytes = exact;
+    }
+    if (bytes != NULL && c.used < c.len) {
+        bytes = encrypt_rest(self, &c, bytes);
+    }
+done:
+    PyBuffer_Release(&view);
+    return bytes;
+}
+
+PyDoc_STRVAR(decrypt_doc,
+"decrypt(data) -> bytes\n\n"
+"The plaintext of the peer's bytes, perhaps b\"\"; incomplete records are\n"
+"kept. read_ended() and output_pending() tell what else came. Plaintext\n"
+"before an error comes first; the next call raises the error.");
+
+/* Decrypts c->src to c->dst; what came of it as bytes. */
+static PyObject *decrypted(PyObject *self, struct call *c)
+{
+    enum tw_status st = run(session_of(self), c);
+
+    if (st < 0) {
+        return fail(session_of(self), st, c);
+    }
+    return is_decision(st) && c->n == 0
+               ? fail_decision(self, st)
+               : PyBytes_FromStringAndSize((const char *)c->dst,
+                                           (Py_ssize_t)c->n);
+}
+
+static PyObject *decrypt_small(PyObject *self, struct call *c)
+{
+    uint8_t room[SMALL + 1];
+
+    c->dst = room;
+    c->room = sizeof(room);
+    return decrypted(self, c);
+}
+
+/* Straight into a bytes object that has the size that all of it has if it
+   is data without padding. */
+static PyObject *decrypt_large(PyObject *self, struct call *c, size_t size)
+{
+    enum tw_status st;
+    PyObject *exact;
+    PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)size);
+
+    if (bytes == NULL) {
+        return NULL;
+    }
+    c->dst = (uint8_t *)PyBytes_AsString(bytes);
+    c->room = size;
+    st = run(session_of(self), c);
+    if (st < 0) {
+        Py_DECREF(bytes);
+        return fail(session_of(self), st, c);
+    }
+    if (c->n == size) {
+        return bytes;
+    }
+    exact = PyBytes_FromStringAndSize((const char *)c->dst,
+                                      (Py_ssize_t)c->n);
+    Py_DECREF(bytes);
+    return exact;
+}
+
+static PyObject *session_decrypt(PyObject *self, PyObject *arg)
+{
+    struct call c = {.op = OP_OPEN};
+    PyObject *result;
+    Py_buffer view;
+    size_t size;
+
+    if (PyObject_GetBuffer(arg, &view, PyBUF_SIMPLE) < 0) {
+        return NULL;
+    }
+    c.src = view.buf;
+    c.len = (size_t)view.len;
+    size = tw_session_content_size(core_of(self), c.src, c.len);
+    result = size <= SMALL ? decrypt_small(self, &c)
+                           : decrypt_large(self, &c, size);
+    PyBuffer_Release(&view);
+    return result;
+}
+
 PyDoc_STRVAR(take_output_doc,
 "take_output() -> bytes\n\n"
 "The bytes for the peer, removed. Send them whatever else happens.");
@@ -1462,6 +1665,8 @@ static PyMethodDef session_methods[] = {
     ONE(feed),
     NONE(feed_eof),
     ONE(set_ragged_eof),
+    ONE(encrypt),
+    ONE(decrypt),
     NONE(take_output),
     NONE(take_input),
     NONE(shutdown),
