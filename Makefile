@@ -17,7 +17,7 @@ BIN := $(VENV)/bin
 VPY := $(BIN)/python
 # Errors only: what pip says of other folders and of editable builds is no news.
 PIP := $(VPY) -m pip --disable-pip-version-check --no-input -qq
-C_FILES := $(shell find csrc -name '*.[ch]' 2>/dev/null)
+C_FILES := $(shell find csrc twapi_tls/include -name '*.[ch]' 2>/dev/null)
 STAMPS := $(VENV)/.stamps
 EXT_FILES := $(wildcard tests/native/ext/*.[ch]) tests/native/setup.py
 

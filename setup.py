@@ -52,7 +52,8 @@ def sources() -> list[str]:
 
 
 def headers() -> list[str]:
-    return sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / "csrc").rglob("*.h"))
+    folders = (ROOT / "csrc", ROOT / "twapi_tls" / "include")
+    return sorted(p.relative_to(ROOT).as_posix() for f in folders for p in f.rglob("*.h"))
 
 
 def pkg_config(*arguments: str) -> list[str]:
@@ -138,7 +139,7 @@ def extension() -> Extension:
         "twapi_tls._native",
         sources=sources(),
         depends=headers(),
-        include_dirs=["csrc"],
+        include_dirs=["csrc", "twapi_tls/include"],
         define_macros=macros,
         undef_macros=undefine,
         extra_compile_args=compile_args,

@@ -40,6 +40,9 @@ class TLSAlertError(TLSError): ...
 class TLSTimeoutError(TLSError, TimeoutError): ...
 class TLSClosedError(TLSError, BrokenPipeError): ...
 
+capi: Final[object]
+"""The capsule "twapi_tls._native.capi" for C extensions: include/twapi_tls.h."""
+
 def engine() -> tuple[str, str, int]:
     """(name, version, fips: 1, 0 or -1 unknown)."""
 

@@ -251,7 +251,7 @@ static int native_exec(PyObject *module)
         tw_certificate_type(module, state) < 0 ||
         tw_store_type(module, state) < 0 ||
         tw_credentials_type(module, state) < 0 ||
-        tw_session_type(module, state) < 0) {
+        tw_session_type(module, state) < 0 || tw_capi_add(module) < 0) {
         return -1;
     }
     return add_constants(module);

@@ -66,6 +66,8 @@ int tw_certificate_type(PyObject *module, struct tw_module *);
 int tw_store_type(PyObject *module, struct tw_module *);
 int tw_credentials_type(PyObject *module, struct tw_module *);
 int tw_session_type(PyObject *module, struct tw_module *);
+/* The capsule for C extensions (capi.c), as `capi`. */
+int tw_capi_add(PyObject *module);
 /* PyType_FromModuleAndSpec and PyModule_AddType in one. */
 int tw_add_type(PyObject *module, PyType_Spec *, PyTypeObject **out);
 
