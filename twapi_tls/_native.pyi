@@ -80,6 +80,8 @@ class Certificate:
         ocsp: bytes | None = None,
         fetch: bool = False,
         fetch_timeout: float = 15.0,
+        cache_end_cert: bool = False,
+        root_update: bool = True,
     ) -> tuple[int, int, str, Store | None]:
         """(code, depth, detail, chain); code 0 is ok; codes in CERT_E_ form."""
     @staticmethod

@@ -563,7 +563,9 @@ def ignore_bits(names: Iterable[str] | str) -> int:
     return bits
 
 
-def collect(items: Store | Certificate | Iterable[Certificate] | None) -> _native.Store | None:
+def collect(
+    items: Store | Certificate | Iterable[Certificate] | None, what: str
+) -> _native.Store | None:
     """A native store of what a user gave as certificates; None if nothing."""
     if items is None:
         return None
@@ -574,6 +576,8 @@ def collect(items: Store | Certificate | Iterable[Certificate] | None) -> _nativ
         return None
     store = _native.Store()
     for cert in certs:
+        if not isinstance(cert, Certificate):
+            raise TypeError(f"{what} must be Certificate objects or a Store, not {cert!r}")
         store.add(cert.native)
     return store
 
@@ -594,6 +598,10 @@ def cert_tls_verify(
     ocsp: bytes | None = None,
     fetch: bool = False,
     fetchtimeout: float = 15.0,
+    revocationcheckcacheonly: bool = False,
+    urlretrievalcacheonly: bool = False,
+    cacheendcert: bool = False,
+    disableauthrootautoupdate: bool = False,
 ) -> str:
     """Verifies a certificate for TLS: "ok", or the name of the failure.
 
@@ -609,6 +617,10 @@ def cert_tls_verify(
     differ on Windows only). commonname: compare the common name where there
     is no subject alternative name. ocsp: a stapled answer, DER. fetch: CRLs
     may be fetched over HTTP, for at most ``fetchtimeout`` seconds.
+    revocationcheckcacheonly, urlretrievalcacheonly: nothing may be fetched,
+    which is so without ``fetch`` anyhow. cacheendcert,
+    disableauthrootautoupdate: for Windows, whose engine caches certificates
+    and updates its roots; OpenSSL does neither.
 
     Failures: ``signature revoked untrustedroot untrustedtestroot
     partialchain wrongusage time name cnmatch policy basicconstraints
@@ -630,12 +642,16 @@ def cert_tls_verify(
         raise ValueError("the machine's chain engine is not available: use engine='user'")
     if usageall is not None and usageany is not None:
         raise TypeError("usageall and usageany cannot be given together")
+    if fetch and (revocationcheckcacheonly or urlretrievalcacheonly):
+        raise TypeError("fetch cannot be given with an option that allows the cache only")
     usages: list[str] | None = None
     if usageall is not None:
         usages = _usage_oids(usageall, "usageall")
     elif usageany is not None:
         usages = _usage_oids(usageany, "usageany")
-    roots = collect(trustedroots)
+    if hstore is not None and not isinstance(hstore, Store):
+        raise TypeError(f"hstore must be a Store, not {hstore!r}")
+    roots = collect(trustedroots, "trustedroots")
     if exclusiveroots and roots is None:
         roots = _native.Store()  # none at all, which is not "the system's"
     extra = joined(cert.native.chain(), None if hstore is None else hstore.native)
@@ -657,6 +673,8 @@ def cert_tls_verify(
         ocsp=ocsp,
         fetch=fetch,
         fetch_timeout=fetchtimeout,
+        cache_end_cert=cacheendcert,
+        root_update=not disableauthrootautoupdate,
     )[0]
     if result == 0:
         return "ok"

@@ -266,6 +266,8 @@ enum {
     V_OCSP,
     V_FETCH,
     V_FETCH_TIMEOUT,
+    V_CACHE_END_CERT,
+    V_ROOT_UPDATE,
     V_COUNT
 };
 
@@ -355,6 +357,19 @@ static int parse_numbers(struct verification *v, PyObject **given)
     return 0;
 }
 
+static int parse_flags(struct verification *v, PyObject **given)
+{
+    bool cache = false, update = true;
+
+    if (tw_arg_bool(given[V_CACHE_END_CERT], &cache) < 0 ||
+        tw_arg_bool(given[V_ROOT_UPDATE], &update) < 0) {
+        return -1;
+    }
+    v->config.flags = (cache ? TW_VERIFY_CACHE_END_CERT : 0) |
+                      (update ? 0 : TW_VERIFY_NO_ROOT_UPDATE);
+    return 0;
+}
+
 static int parse_verification(struct verification *v,
                               struct tw_module *state, PyObject **given)
 {
@@ -365,7 +380,7 @@ static int parse_verification(struct verification *v,
         tw_arg_bool(given[V_COMMON_NAME], &v->config.common_name) < 0 ||
         tw_arg_bool(given[V_USAGE_ANY], &v->config.usage_any) < 0 ||
         tw_arg_bool(given[V_FETCH], &v->config.fetch) < 0 ||
-        parse_numbers(v, given) < 0 ||
+        parse_numbers(v, given) < 0 || parse_flags(v, given) < 0 ||
         parse_stores(v, state, given) < 0 ||
         parse_usages(v, given[V_USAGES]) < 0) {
         return -1;
@@ -425,14 +440,16 @@ PyDoc_STRVAR(verify_doc,
 "verify(*, server=None, check_name=True, common_name=False, extra=None,\n"
 "    roots=None, more_roots=None, revocation='none', ignore=0,\n"
 "    usages=None, usage_any=False, ocsp=None, fetch=False,\n"
-"    fetch_timeout=15.0) -> (code, depth, detail, chain)\n\n"
+"    fetch_timeout=15.0, cache_end_cert=False, root_update=True)\n"
+"    -> (code, depth, detail, chain)\n\n"
 "Builds and judges its path. code: 0 if it is good, else a CERT_E_ code;\n"
 "depth: of the certificate it is about, 0 for this one; detail: the\n"
 "engine's sentence; chain: the path as a Store, or None. server: the name\n"
 "to compare, None for a client's certificate. roots: the only anchors,\n"
 "None for the system's; more_roots: besides them. ignore: IGNORE bits.\n"
 "usages: dotted OIDs. ocsp: a stapled answer in DER. fetch: may go to the\n"
-"network, at most fetch_timeout seconds. TLSError if it could not run.");
+"network, at most fetch_timeout seconds. cache_end_cert, root_update: for\n"
+"an engine that does such things. TLSError if it could not run.");
 
 static PyObject *certificate_verify(PyObject *self, PyObject *const *args,
                                     Py_ssize_t count, PyObject *kwnames)
@@ -441,7 +458,8 @@ static PyObject *certificate_verify(PyObject *self, PyObject *const *args,
         "verify",
         NAMES("server", "check_name", "common_name", "extra", "roots",
               "more_roots", "revocation", "ignore", "usages", "usage_any",
-              "ocsp", "fetch", "fetch_timeout"),
+              "ocsp", "fetch", "fetch_timeout", "cache_end_cert",
+              "root_update"),
         0, 0};
     PyObject *given[V_COUNT];
     PyObject *result = NULL;

@@ -19,7 +19,7 @@
 #define TW_KEYS_MAX 32                /* private keys of one import */
 #define TW_DEPTH_MAX 128              /* OpenSSL's own limit is 100 */
 #define TW_CRL_MAX ((size_t)16 << 20) /* bytes of one CRL, or OCSP answer */
-#define TW_SECURITY_LEVEL 2           /* 112 bits, SSL_CTX's default */
+#define TW_SECURITY_LEVEL 2           /* 112 bits, when all else fails */
 #define TW_IMPORT_MAX ((size_t)64 << 20) /* bytes of one import */
 
 /* First line of our serialized form; PEM readers skip it. */
@@ -140,6 +140,10 @@ struct tw_trial {
     /* By depth: TW_TROUBLE_UNCHECKED, TW_TROUBLE_OFFLINE or 0. */
     unsigned char open[TW_DEPTH_MAX];
 };
+
+/* What keys, digests and signatures are strong enough: the level that
+   openssl.cnf gives to TLS, or OpenSSL's own default. */
+int tw_openssl_security_level(void);
 
 /* Notes a trouble at this depth, unless it is to be ignored or a worse one
    is known; x509, the certificate it is about, may be NULL. */

@@ -71,6 +71,11 @@ enum tw_revocation {
 #define TW_IGNORE_CRITICAL 0x80u
 #define TW_IGNORE_REVOCATION_OFFLINE 0x100u
 
+/* tw_verify_config.flags: wishes to Windows' chain engine, which caches end
+   certificates and updates its roots by itself. Other engines do neither. */
+#define TW_VERIFY_CACHE_END_CERT 0x1u
+#define TW_VERIFY_NO_ROOT_UPDATE 0x2u
+
 struct tw_verify_config {
     const char *server;       /* DNS name or IP literal, UTF-8; NULL: the
                                  certificate is a client's */
@@ -89,6 +94,7 @@ struct tw_verify_config {
     size_t ocsp_len;
     bool fetch;               /* may go to the network for CRLs (AIA) */
     int fetch_timeout_ms;
+    uint32_t flags;           /* TW_VERIFY_... */
 };
 
 struct tw_verdict {

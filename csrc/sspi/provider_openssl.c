@@ -10,9 +10,13 @@
  * "how much is missing" is always arithmetic on the record header.
  *
  * The pause for a verdict lies before anything is sent that depends on it:
- *   client, full handshake    SSL_set_retry_verify inside the callback,
+ *   client, TLS 1.3           SSL_set_retry_verify inside the callback,
  *                             before our Finished; a refusal lets the SSL
  *                             object send its alert
+ *   client, TLS 1.2           the callback comes before the message with
+ *                             the stapled OCSP answer, which the verdict
+ *                             needs: it takes note of the certificate, and
+ *                             the core holds the token with our Finished
  *   client, resumed           records are fed one by one; we stop after
  *                             ServerHello, where the session is known
  *   server                    the callback takes note of the certificate
@@ -131,6 +135,7 @@ struct context {
     int x509_error;        /* why it was refused, X509_V_ERR_... */
     bool lookup;           /* suspended in the client's cert_cb */
     bool supplied;         /* go on with what credentials there are */
+    bool flight;           /* the peer's flight is whole, or we pause */
     bool open;             /* the first handshake is over */
     bool dead;
     bool shutdown;         /* a SCHANNEL_SHUTDOWN token waits */
@@ -455,9 +460,11 @@ static int verify_peer(X509_STORE_CTX *store, void *arg)
             return 0;
         }
     }
-    if (c->role == TW_SERVER) {
+    if (c->role == TW_SERVER
+        || (SSL_version(ssl) < TLS1_3_VERSION && !c->open)) {
+        /* the core holds everything back until the verdict */
         X509_STORE_CTX_set_error(store, X509_V_OK);
-        return 1; /* the core holds everything back until the verdict */
+        return 1;
     }
     if (c->verdict == UNASKED || c->verdict == PAUSED) {
         c->verdict = PAUSED;
@@ -1764,6 +1771,9 @@ static enum drive drive(struct context *c, const uint8_t *p, size_t len,
             c->in = anew;
         }
         d = drive_once(c);
+        if (d != MORE || c->out_len > 0) {
+            c->flight = true;
+        }
         *used += c->in_pos;
         free(anew);
         c->in = NULL;
@@ -1772,6 +1782,7 @@ static enum drive drive(struct context *c, const uint8_t *p, size_t len,
             && c->verdict == UNASKED && SSL_session_reused(c->ssl)) {
             c->verdict = PAUSED;
             c->suspended = true;
+            c->flight = true;
             d = SUSPENDED;
         }
     }
@@ -2685,7 +2696,7 @@ static enum tw_status remote_cert(CtxtHandle *ctx, struct tw_cert **out,
         return tw_error_set(err, TW_E_NOMEM, SEC_E_INSUFFICIENT_MEMORY,
                             "%s", "out of memory");
     }
-    if (c->peer) {
+    if (c->peer && c->flight) {
         *out = tw_openssl_cert_ref(c->peer);
         return TW_DONE;
     }

@@ -70,7 +70,7 @@ static bool answer_is_genuine(OCSP_BASICRESP *bs, X509 *issuer)
         && X509_STORE_add_cert(trust, issuer)
         && X509_STORE_set_flags(trust, X509_V_FLAG_PARTIAL_CHAIN)) {
         X509_VERIFY_PARAM_set_auth_level(X509_STORE_get0_param(trust),
-                                         TW_SECURITY_LEVEL);
+                                         tw_openssl_security_level());
         genuine = OCSP_basic_verify(bs, known, trust, 0) == 1;
     }
     sk_X509_free(known);
@@ -106,11 +106,14 @@ static enum tw_trouble judge_answer(const struct tw_trial *t)
         goto done;
     }
     status = OCSP_single_get0_status(single, &reason, NULL, &from, &until);
-    if (status == V_OCSP_CERTSTATUS_REVOKED) {
+    if (status == V_OCSP_CERTSTATUS_REVOKED
+        && reason != OCSP_REVOKED_STATUS_CERTIFICATEHOLD) {
         trouble = TW_TROUBLE_REVOKED; /* however old: there is no way back */
     } else if (!OCSP_check_validity(from, until, OCSP_SKEW,
                                     until != NULL ? -1 : OCSP_AGE_MAX)) {
         trouble = TW_TROUBLE_OFFLINE;
+    } else if (status == V_OCSP_CERTSTATUS_REVOKED) {
+        trouble = TW_TROUBLE_REVOKED;
     } else if (status == V_OCSP_CERTSTATUS_GOOD) {
         trouble = TW_TROUBLE_NONE;
     }
@@ -162,7 +165,7 @@ static bool fetch_crl(void *arg, const ASN1_STRING *where)
     BIO *bio = NULL;
     X509_CRL *crl = NULL;
 
-    if (left <= 0 || f->tries-- <= 0) {
+    if (left <= 0) {
         return false;
     }
     /* Plain http only (RFC 5280, 8: anything else could loop). */
@@ -170,6 +173,9 @@ static bool fetch_crl(void *arg, const ASN1_STRING *where)
                                              7) != 0
         || memchr(data, '\0', (size_t)len) != NULL) {
         return true;
+    }
+    if (f->tries-- <= 0) {
+        return false;
     }
     url = OPENSSL_strndup((const char *)data, (size_t)len);
     if (url != NULL) {

@@ -14,6 +14,8 @@
 
 #include "sspi/cert_openssl.h"
 
+#define PATHS_MAX 1024 /* intermediates to sort by where they lead */
+
 static const struct {
     int32_t code;
     uint32_t ignore; /* TW_IGNORE_... */
@@ -221,12 +223,33 @@ static int on_verify(int ok, X509_STORE_CTX *ctx)
     return 1;
 }
 
+static CRYPTO_ONCE level_once = CRYPTO_ONCE_STATIC_INIT;
+static int level;
+
+/* A fresh SSL_CTX has read openssl.cnf. */
+static void level_init(void)
+{
+    SSL_CTX *ctx = SSL_CTX_new(TLS_method());
+
+    level = ctx != NULL ? SSL_CTX_get_security_level(ctx)
+                        : TW_SECURITY_LEVEL;
+    SSL_CTX_free(ctx);
+    ERR_clear_error();
+}
+
+int tw_openssl_security_level(void)
+{
+    return CRYPTO_THREAD_run_once(&level_once, level_init)
+        ? level : TW_SECURITY_LEVEL;
+}
+
 /* Runs X509_verify_cert over what there is; false if it could not run. */
 static bool build_path(struct tw_trial *t)
 {
     X509_STORE_CTX *ctx = X509_STORE_CTX_new();
     X509_VERIFY_PARAM *param;
-    unsigned long flags = 0;
+    /* requireExplicitPolicy is to be heeded (RFC 5280, 6.1). */
+    unsigned long flags = X509_V_FLAG_POLICY_CHECK;
     int error;
     bool ok = false;
 
@@ -251,7 +274,7 @@ static bool build_path(struct tw_trial *t)
     }
     param = X509_STORE_CTX_get0_param(ctx);
     (void)X509_VERIFY_PARAM_set_flags(param, flags);
-    X509_VERIFY_PARAM_set_auth_level(param, TW_SECURITY_LEVEL);
+    X509_VERIFY_PARAM_set_auth_level(param, tw_openssl_security_level());
     /* What "TRUSTED CERTIFICATE" says; the usages are seen to below. */
     (void)X509_VERIFY_PARAM_set_trust(param, t->config->server != NULL
                                                  ? X509_TRUST_SSL_SERVER
@@ -452,6 +475,91 @@ static bool gather(struct tw_trial *t, struct tw_cert *cert)
     return true;
 }
 
+/* --- the other paths --- */
+
+/* Marks those of extra that lead to an anchor, nearest first, in order. */
+static bool mark_anchored(X509_STORE_CTX *ctx, STACK_OF(X509) *extra,
+                          bool *marked, STACK_OF(X509) *order)
+{
+    int n = sk_X509_num(extra), i, k;
+    X509 *issuer = NULL;
+
+    for (i = 0; i < n; i++) {
+        X509 *x509 = sk_X509_value(extra, i);
+        if (X509_STORE_CTX_get1_issuer(&issuer, ctx, x509) == 1) {
+            X509_free(issuer);
+            marked[i] = true;
+            if (sk_X509_push(order, x509) == 0) {
+                return false;
+            }
+        }
+    }
+    for (k = 0; k < sk_X509_num(order); k++) {
+        for (i = 0; i < n; i++) {
+            X509 *x509 = sk_X509_value(extra, i);
+            if (marked[i]
+                || X509_check_issued(sk_X509_value(order, k), x509)
+                    != X509_V_OK) {
+                continue;
+            }
+            marked[i] = true;
+            if (sk_X509_push(order, x509) == 0) {
+                return false;
+            }
+        }
+    }
+    return true;
+}
+
+/*
+ * X509_verify_cert takes the first issuer that fits and never turns back
+ * (RFC 4158 calls for more where CAs sign each other). Here those that
+ * lead to an anchor are moved to the front. False if that changes nothing,
+ * or out of memory.
+ */
+static bool anchored_first(struct tw_trial *t)
+{
+    int n = sk_X509_num(t->extra), i;
+    X509_STORE_CTX *ctx = X509_STORE_CTX_new();
+    STACK_OF(X509) *order = sk_X509_new_null();
+    bool *marked = n > 1 && n <= PATHS_MAX
+        ? OPENSSL_zalloc((size_t)n * sizeof *marked) : NULL;
+    bool ok = ctx != NULL && order != NULL && marked != NULL
+        && X509_STORE_CTX_init(ctx, t->trust, t->leaf, NULL) == 1
+        && mark_anchored(ctx, t->extra, marked, order)
+        && sk_X509_num(order) > 0;
+
+    for (i = 0; ok && i < n; i++) {
+        ok = marked[i]
+            || sk_X509_push(order, sk_X509_value(t->extra, i)) != 0;
+    }
+    if (ok) {
+        sk_X509_free(t->extra); /* the references moved */
+        t->extra = order;
+        order = NULL;
+    }
+    OPENSSL_free(marked);
+    sk_X509_free(order);
+    X509_STORE_CTX_free(ctx);
+    ERR_clear_error();
+    return ok;
+}
+
+/* A path; another one where the first does not end at an anchor. */
+static bool build_best_path(struct tw_trial *t)
+{
+    uint32_t ignore = t->ignore;
+
+    if (!build_path(t)) {
+        return false;
+    }
+    if (t->broken && anchored_first(t)) {
+        t->ignore = ignore;
+        return build_path(t);
+    }
+    return true;
+}
+
 enum tw_status tw_openssl_cert_verify(struct tw_cert *cert,
                                       const struct tw_verify_config *config,
                                       struct tw_verdict *out,
@@ -469,7 +577,7 @@ enum tw_status tw_openssl_cert_verify(struct tw_cert *cert,
     t.revocation = config->revocation != TW_REVOKE_NONE
         && (config->ignore & TW_IGNORE_REVOCATION) == 0;
 
-    if (!gather(&t, cert) || !build_path(&t)) {
+    if (!gather(&t, cert) || !build_best_path(&t)) {
         status = tw_openssl_fail(err, TW_E_NOMEM, SEC_E_INTERNAL_ERROR,
                                  "the verification could not run");
         goto done;
