@@ -88,6 +88,15 @@ def check_timeout(timeout: Any) -> float | None:
     return seconds
 
 
+def close_anything(thing: Any) -> None:
+    """Closes what was handed to us, whatever it is; without waiting."""
+    close = getattr(thing, "abort", None) if isinstance(thing, Channel) else None
+    close = close or getattr(thing, "close", None)
+    if close is not None:
+        with suppress(Exception):
+            close()
+
+
 class Channel:
     """A byte stream over a transport.
 

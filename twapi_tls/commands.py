@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, overload
 
 from ._native import TLSError
-from .channel import UNSET, Channel, check_timeout, default_timeout
+from .channel import UNSET, Channel, check_timeout, close_anything, default_timeout
 from .errors import Deadline, closed_error, make_error
 from .events import require_loop, running_loop
 from .listener import Listener
@@ -26,7 +25,7 @@ from .sspi import (
     sspi_acquire_credentials,
 )
 from .tls import CredentialsChooser, TlsChannel, report_failure
-from .transport import ByteTransport, StreamTransport, is_plain_socket
+from .transport import carries_bytes, is_plain_socket
 from .verify import Policy, Verifier
 
 if TYPE_CHECKING:
@@ -248,6 +247,10 @@ def tls_socket(
     )
     port = _check_port(address[0])
     below = command(port, server=listener.accepted, myaddr=myaddr)
+    if isinstance(below, type) or not callable(getattr(below, "close", None)):
+        raise TypeError(
+            f"the socket command must give a listener, an object with close(), not {below!r}"
+        )
     try:
         listener.listen(below)
     except BaseException:
@@ -298,8 +301,14 @@ def _client(
         below = command(host, port, myaddr=myaddr, myport=myport, async_=async_)
         if isinstance(below, PendingConnection):
             channel.connect_later(below)
+        elif carries_bytes(below):
+            channel.put_on(below)
         else:
-            _own(channel, below)
+            close_anything(below)
+            raise TypeError(
+                "the socket command must give a connected socket, or an object with recv(n), "
+                f"send(data) and close(), not {below!r}"
+            )
         if async_:
             driver = loop if loop is not None else running_loop()
             if driver is not None:
@@ -352,24 +361,6 @@ def _client_channel(
     )
 
 
-def _own(channel: TlsChannel, below: Any) -> None:
-    """Puts a channel on a connected thing; closes that if it cannot."""
-    try:
-        channel.put_on(below.release_transport() if isinstance(below, Channel) else below)
-    except BaseException:
-        _close_anything(below)
-        raise
-
-
-def _close_anything(thing: Any) -> None:
-    """Closes what was handed to us, whatever it is."""
-    close = getattr(thing, "abort", None) if isinstance(thing, Channel) else None
-    close = close or getattr(thing, "close", None)
-    if close is not None:
-        with suppress(Exception):
-            close()
-
-
 def starttls(
     chan: Any,
     *,
@@ -403,6 +394,7 @@ def starttls(
     Source: TWAPI, starttls; SPEC section 1.
     """
     made: TlsChannel | None = None
+    taken = False  # from then on made closes it, once
     try:
         if unknown:
             raise TypeError(
@@ -415,7 +407,7 @@ def starttls(
             timeout: float | None = chan.gettimeout()
         elif isinstance(chan, Channel):
             timeout = chan.gettimeout()
-        elif isinstance(chan, StreamTransport):
+        elif carries_bytes(chan):
             method = getattr(chan, "gettimeout", None)
             timeout = None if method is None else method()
         else:
@@ -428,19 +420,14 @@ def starttls(
         )
         if isinstance(chan, Channel):
             made.copy_options(chan)
-            below: ByteTransport = chan.release_transport()
-            try:
-                made.put_on(below)
-            except BaseException:
-                below.close(0.0, False)
-                raise
-        else:
-            made.put_on(chan)
+        taken = True
+        made.put_on(chan)
         _first_step(made)
     except BaseException:
         if made is not None:
             made.abort()
-        _close_anything(chan)
+        if not taken:
+            close_anything(chan)
         raise
     return made
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ._native import TLSError
-from .channel import Channel
+from .channel import Channel, close_anything
 from .errors import closed_error, make_error, timeout_error
 from .events import report
 from .options import READ_ONLY, TLS_READ_ONLY
@@ -78,15 +78,15 @@ class Listener(Channel):
         try:
             self._loop.call_soon_threadsafe(self._accept, sock, address, port)
         except RuntimeError:
-            sock.close()
+            close_anything(sock)
 
     def _accept(self, sock: Any, address: str, port: int) -> None:
         if self._closed:
-            sock.close()
+            close_anything(sock)
             return
         if len(self._unfinished) >= self._max_handshakes:
             # The socket command cannot be paused: shed the connection.
-            sock.close()
+            close_anything(sock)
             report(
                 self._loop,
                 make_error(
@@ -116,12 +116,12 @@ class Listener(Channel):
                 verifier=self._verifier,
                 timeout=0.0,
             )
-            channel.put_on(sock)
+            below, sock = sock, None
+            channel.put_on(below)
         except Exception as error:
             if channel is not None:
                 channel.abort()
-            with suppress(Exception):
-                sock.close()
+            close_anything(sock)
             report(self._loop, error, self, "accept")
             return
         self._unfinished.add(channel)

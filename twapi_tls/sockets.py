@@ -21,6 +21,7 @@ AcceptCallback = Callable[[Any, str, int], object]
 
 # Connections taken per readiness, so that a flood does not starve the loop.
 ACCEPTS = 64
+GIVEN_UP = "the connection attempt was given up"
 # Seconds to rest when the system has no descriptors left.
 REST = 0.5
 
@@ -44,6 +45,14 @@ def connect(
     with suppress(OSError):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return sock
+
+
+def _close(sock: Any) -> None:
+    """Closes what an attempt gave, if it can be closed."""
+    close = getattr(sock, "close", None)
+    if close is not None:
+        with suppress(Exception):
+            close()
 
 
 class PendingConnection:
@@ -71,10 +80,9 @@ class PendingConnection:
         except BaseException as caught:
             error = caught
         with self._lock:
-            if self._cancelled and sock is not None:
-                with suppress(OSError):
-                    sock.close()
-                sock = None
+            if self._cancelled:
+                _close(sock)
+                sock, error = None, OSError(errno.ECANCELED, GIVEN_UP)
             self._sock, self._error = sock, error
             self._done.set()
             callbacks, self._callbacks = self._callbacks, []
@@ -108,8 +116,7 @@ class PendingConnection:
             if self._error is not None:
                 raise self._error
             sock, self._sock = self._sock, None
-            if sock is None:
-                raise OSError(errno.ECANCELED, "the connection attempt was given up")
+            self._error = OSError(errno.ECANCELED, GIVEN_UP)
             return sock
 
     def cancel(self) -> None:
@@ -117,9 +124,7 @@ class PendingConnection:
         with self._lock:
             self._cancelled = True
             sock, self._sock = self._sock, None
-        if sock is not None:
-            with suppress(OSError):
-                sock.close()
+        _close(sock)
 
     close = cancel
 

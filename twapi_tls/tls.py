@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from . import _native
 from ._native import TLSError, TLSTimeoutError
 from .certs import Certificate
-from .channel import Channel
+from .channel import Channel, close_anything
 from .errors import Deadline, closed_error, make_error, timeout_error
 from .events import ChannelEvents, report, require_loop, running_loop
 from .options import READ_ONLY, TLS_READ_ONLY
@@ -90,8 +90,18 @@ class TlsChannel(Channel):
     # --- set-up
 
     def put_on(self, below: object) -> None:
-        """Puts the session on a connected thing, taking it over."""
-        tls = session_transport(self._session, below)
+        """Puts the session on a connected thing, taking it over.
+
+        ``below``: as ``session_transport`` takes it, or a channel. Closed, if
+        the session cannot be put on it.
+        """
+        try:
+            if isinstance(below, Channel):
+                below = below.release_transport()
+            tls = session_transport(self._session, below)
+        except BaseException:
+            close_anything(below)
+            raise
         with self._close_lock:
             closed = self._closed
             if not closed:
@@ -233,8 +243,8 @@ class TlsChannel(Channel):
             if deadline.timeout == 0:
                 return False
             raise timeout_error("the connection attempt")
-        self.put_on(connector.result())
         self._connector = None
+        self.put_on(connector.result())
         return True
 
     def _choose_credentials(self) -> None:

@@ -115,6 +115,11 @@ def is_plain_socket(thing: object) -> bool:
     return ssl is None or not isinstance(thing, ssl.SSLSocket)
 
 
+def carries_bytes(thing: object) -> bool:
+    """Is it a socket, a channel or another ``StreamTransport``?"""
+    return isinstance(thing, StreamTransport) and not isinstance(thing, type)
+
+
 class SocketTransport:
     """A connected plain socket.
 
@@ -519,8 +524,8 @@ def session_transport(session: _native.Session, below: object) -> TlsTransport:
         return session
     if isinstance(below, (_native.Session, Pump, ObjectTransport)):
         return Pump(session, below)
-    if isinstance(below, StreamTransport):
+    if carries_bytes(below):
         return Pump(session, ObjectTransport(below))
     raise TypeError(
-        f"{type(below).__name__!r} is no transport: it needs recv(n), send(data) and close()"
+        f"{below!r} is no connection: that is a socket, or has recv(n), send(data) and close()"
     )
