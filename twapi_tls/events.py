@@ -32,6 +32,8 @@ Callback = Callable[[], object]
 # How long a thread that closes a channel waits for the channel's loop to
 # forget the descriptor, in seconds; the loop may be busy, or waiting for it.
 FORGET = 1.0
+# How long a selecting thread waits for something to select on, in seconds.
+IDLE = 1.0
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:
@@ -92,7 +94,8 @@ class ThreadPoller:
 
     The loop's thread hands over what to select on, the selecting thread
     hands back what is ready and rests until that was dealt with, so that
-    level-triggered descriptors do not make it spin.
+    level-triggered descriptors do not make it spin. It ends when the loop
+    does, or when for ``IDLE`` seconds there was nothing to select on.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -104,67 +107,84 @@ class ThreadPoller:
         self._job: tuple[list[int], list[int]] | None = None
         self._busy = False
         self._stop = False
-        self._waker, self._sleeper = socket.socketpair()
-        self._waker.setblocking(False)
-        self._sleeper.setblocking(False)
+        self._thread: threading.Thread | None = None
+        self._waker: socket.socket | None = None
         weakref.finalize(loop, ThreadPoller._quit, weakref.ref(self))
-        self._thread = threading.Thread(target=self._run, name="twapi_tls selector", daemon=True)
-        self._thread.start()
 
     @staticmethod
     def _quit(reference: weakref.ref[ThreadPoller]) -> None:
         poller = reference()
         if poller is not None:
-            poller._finish()
-
-    def _finish(self) -> None:
-        with self._condition:
-            self._stop = True
-            self._condition.notify()
-        self._wake()
+            with poller._condition:
+                poller._stop = True
+                poller._condition.notify()
+                poller._wake()
 
     def _wake(self) -> None:
-        with suppress(OSError):
-            self._waker.send(b"\0")
+        """Interrupts the thread's select(); the condition is held."""
+        if self._waker is not None:
+            with suppress(OSError):
+                self._waker.send(b"\0")
 
     def _offer(self) -> None:
         """Gives the thread the present sets, or interrupts it for them."""
         with self._condition:
-            if not self._busy:
-                self._busy = True
-                self._job = (list(self._readers), list(self._writers))
-                self._condition.notify()
+            if self._busy:
+                self._wake()
                 return
-        self._wake()
+            self._busy = True
+            self._job = (list(self._readers), list(self._writers))
+            if self._thread is None:
+                self._start()
+            self._condition.notify()
 
-    def _run(self) -> None:
-        while True:
-            with self._condition:
-                while self._job is None and not self._stop:
-                    self._condition.wait()
-                if self._stop:
-                    break
-                assert self._job is not None
-                readers, writers = self._job
-                self._job = None
-            try:
-                ready = select.select([*readers, self._sleeper.fileno()], writers, writers)
-            except (OSError, ValueError):
-                # A descriptor was closed: the next sets lack it.
-                ready = ([], [], [])
-            with suppress(OSError):
-                while self._sleeper.recv(4096):
-                    pass
-            loop = self._loop()
-            try:
-                if loop is None:
-                    break
-                loop.call_soon_threadsafe(self._deal, ready[0], [*ready[1], *ready[2]])
-            except RuntimeError:
-                break  # the loop is closed
-            del loop
-        self._waker.close()
-        self._sleeper.close()
+    def _start(self) -> None:
+        self._waker, sleeper = socket.socketpair()
+        self._waker.setblocking(False)
+        sleeper.setblocking(False)
+        self._thread = threading.Thread(
+            target=self._run, args=(sleeper,), name="twapi_tls selector", daemon=True
+        )
+        self._thread.start()
+
+    def _next_job(self) -> tuple[list[int], list[int]] | None:
+        """What to select on; None: the thread has to end, and is forgotten."""
+        with self._condition:
+            if self._condition.wait_for(lambda: self._job or self._stop, IDLE) and not self._stop:
+                job, self._job = self._job, None
+                return job
+            self._forget_thread()
+            return None
+
+    def _forget_thread(self) -> None:
+        """The condition is held."""
+        self._thread = None
+        if self._waker is not None:
+            self._waker.close()
+            self._waker = None
+
+    def _run(self, sleeper: socket.socket) -> None:
+        with sleeper:
+            while (job := self._next_job()) is not None:
+                readers, writers = job
+                try:
+                    ready = select.select([*readers, sleeper.fileno()], writers, writers)
+                except (OSError, ValueError):
+                    # A descriptor was closed: the next sets lack it.
+                    ready = ([], [], [])
+                with suppress(OSError):
+                    while sleeper.recv(4096):
+                        pass
+                loop = self._loop()
+                try:
+                    if loop is None:
+                        raise RuntimeError("the loop is gone")
+                    loop.call_soon_threadsafe(self._deal, ready[0], [*ready[1], *ready[2]])
+                except RuntimeError:  # or closed
+                    with self._condition:
+                        self._forget_thread()
+                    return
+                del loop
 
     def _deal(self, readable: list[int], writable: list[int]) -> None:
         for fds, callbacks in ((readable, self._readers), (writable, self._writers)):
@@ -187,7 +207,7 @@ class ThreadPoller:
 
     def remove_reader(self, fd: int) -> None:
         if self._readers.pop(fd, None) is not None:
-            self._wake()
+            self._interrupt()
 
     def add_writer(self, fd: int, callback: Callback) -> None:
         self._writers[fd] = callback
@@ -195,6 +215,10 @@ class ThreadPoller:
 
     def remove_writer(self, fd: int) -> None:
         if self._writers.pop(fd, None) is not None:
+            self._interrupt()
+
+    def _interrupt(self) -> None:
+        with self._condition:
             self._wake()
 
 
