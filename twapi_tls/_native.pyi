@@ -122,6 +122,7 @@ class Credentials:
         session_lifespan: int = 0,
         resume: bool = True,
         default_client_cert: bool = False,
+        chooses: bool = False,
     ) -> None: ...
     @property
     def role(self) -> str: ...

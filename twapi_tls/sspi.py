@@ -170,7 +170,8 @@ def sspi_schannel_credentials(
     common name where there is no subject alternative name. fetchrevocation:
     CRLs may be fetched over HTTP, for at most fetchtimeout seconds.
     clientcertificate: ``chooser(context, issuers) -> Credentials | None``,
-    called when a server asks for a certificate; issuers are DER names.
+    called when a server asks for a certificate; issuers are DER names. A
+    session in which it was asked is not resumed, so that it is asked again.
 
     TypeError and ValueError for what cannot be honoured.
     """
@@ -311,6 +312,7 @@ def sspi_acquire_credentials(
         session_lifespan=config.sessionlifespan,
         resume=config.resume,
         default_client_cert=config.usedefaultclientcert,
+        chooses=config.clientcertificate is not None,
     )
     return Credentials(native, config, side)
 

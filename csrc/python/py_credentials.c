@@ -40,6 +40,7 @@ enum {
     C_LIFESPAN,
     C_RESUME,
     C_DEFAULT_CERT,
+    C_CHOOSES,
     C_COUNT
 };
 
@@ -86,7 +87,7 @@ static int parse_numbers(struct tw_credentials_config *config,
                          PyObject **given)
 {
     int64_t protocols = 0, min_bits = 0, max_bits = 0, lifespan = 0;
-    bool resume = true, default_cert = false;
+    bool resume = true, default_cert = false, chooses = false;
 
     if (tw_arg_int(given[C_PROTOCOLS], "protocols", 0, UINT32_MAX,
                    &protocols) < 0 ||
@@ -97,7 +98,8 @@ static int parse_numbers(struct tw_credentials_config *config,
         tw_arg_int(given[C_LIFESPAN], "session_lifespan", 0, INT32_MAX,
                    &lifespan) < 0 ||
         tw_arg_bool(given[C_RESUME], &resume) < 0 ||
-        tw_arg_bool(given[C_DEFAULT_CERT], &default_cert) < 0) {
+        tw_arg_bool(given[C_DEFAULT_CERT], &default_cert) < 0 ||
+        tw_arg_bool(given[C_CHOOSES], &chooses) < 0) {
         return -1;
     }
     config->protocols = (uint32_t)protocols;
@@ -105,7 +107,8 @@ static int parse_numbers(struct tw_credentials_config *config,
     config->max_bits = (int)max_bits;
     config->session_lifespan = (int32_t)lifespan;
     config->flags = (resume ? 0 : TW_CRED_NO_RESUME) |
-                    (default_cert ? TW_CRED_DEFAULT_CLIENT_CERT : 0);
+                    (default_cert ? TW_CRED_DEFAULT_CLIENT_CERT : 0) |
+                    (chooses ? TW_CRED_CHOOSES : 0);
     return 0;
 }
 
@@ -161,17 +164,18 @@ static PyObject *credentials_tp_new(PyTypeObject *type, PyObject *args,
                             "protocols",   "min_bits",
                             "max_bits",    "ciphers",
                             "session_lifespan", "resume",
-                            "default_client_cert", NULL};
+                            "default_client_cert", "chooses",
+                            NULL};
     PyObject *given[C_COUNT] = {NULL};
     PyObject *self = NULL;
     struct making m;
 
     if (!PyArg_ParseTupleAndKeywords(
-            args, kwargs, "O|$OOOOOOOOOO:Credentials", names,
+            args, kwargs, "O|$OOOOOOOOOOO:Credentials", names,
             &given[C_ROLE], &given[C_CERTIFICATES], &given[C_CHAIN],
             &given[C_ROOTS], &given[C_PROTOCOLS], &given[C_MIN_BITS],
             &given[C_MAX_BITS], &given[C_CIPHERS], &given[C_LIFESPAN],
-            &given[C_RESUME], &given[C_DEFAULT_CERT])) {
+            &given[C_RESUME], &given[C_DEFAULT_CERT], &given[C_CHOOSES])) {
         return NULL;
     }
     memset(&m, 0, sizeof(m));
@@ -208,14 +212,17 @@ static PyGetSetDef credentials_getset[] = {
 PyDoc_STRVAR(credentials_doc,
 "Credentials(role, *, certificates=(), chain=None, roots=None,\n"
 "    protocols=0, min_bits=0, max_bits=0, ciphers=None,\n"
-"    session_lifespan=0, resume=True, default_client_cert=False)\n\n"
+"    session_lifespan=0, resume=True, default_client_cert=False,\n"
+"    chooses=False)\n\n"
 "What a side shows and accepts; shared by any number of sessions. role:\n"
 "\"client\" or \"server\". certificates: with private keys; a server\n"
 "answers with the one that names the host asked for, else the first.\n"
 "chain: intermediates to send. roots: on a server the CA names to ask\n"
 "for. protocols: TLS1_2 | TLS1_3, 0 for the engine's choice. Strengths in\n"
 "bits, session_lifespan in seconds, 0 for the engine's choice. ciphers: a\n"
-"TLS 1.2 cipher list. ValueError for a server without a certificate;\n"
+"TLS 1.2 cipher list. chooses: a client that picks a certificate for each\n"
+"request; sessions in which one was asked for are not resumed. ValueError\n"
+"for a server without a certificate;\n"
 "TLSError if the engine does not take them.");
 
 static PyType_Slot credentials_slots[] = {

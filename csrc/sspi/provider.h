@@ -38,6 +38,9 @@ enum tw_role { TW_CLIENT = 1, TW_SERVER = 2 };
 /* tw_credentials_config.flags */
 #define TW_CRED_NO_RESUME 0x1u    /* neither offers nor accepts tickets */
 #define TW_CRED_DEFAULT_CLIENT_CERT 0x2u /* OS may choose one by itself */
+#define TW_CRED_CHOOSES 0x4u      /* a client that answers each request for a
+                                     certificate anew: no session in which
+                                     one was asked for may be resumed */
 
 struct tw_credentials_config {
     enum tw_role role;

@@ -48,6 +48,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include <arpa/inet.h>
 #include <openssl/crypto.h>
@@ -135,6 +136,8 @@ struct context {
     int x509_error;        /* why it was refused, X509_V_ERR_... */
     bool lookup;           /* suspended in the client's cert_cb */
     bool supplied;         /* go on with what credentials there are */
+    bool asked;            /* for a certificate that our credentials lack */
+    bool chosen;           /* other credentials gave it */
     bool flight;           /* the peer's flight is whole, or we pause */
     bool open;             /* the first handshake is over */
     bool dead;
@@ -486,7 +489,7 @@ static int choose_certificate(SSL *ssl, void *arg)
     if (c->role == TW_SERVER || c->supplied || SSL_get_certificate(ssl)) {
         return 1;
     }
-    c->lookup = true;
+    c->lookup = c->asked = true;
     return -1;
 }
 
@@ -525,6 +528,14 @@ static void drop_oldest_lock_held(struct credentials *cred)
     }
 }
 
+/* Would the next connection of these credentials be the same client? The
+   server remembers what certificate it saw. */
+static bool same_client(const struct context *c)
+{
+    return !c->chosen
+           && !(c->asked && (c->cred->flags & TW_CRED_CHOOSES));
+}
+
 /* A client's new ticket (RFC 8446, 4.6.1): kept for the next connection
    with the same credentials to the same target. */
 static int session_new(SSL *ssl, SSL_SESSION *session)
@@ -534,7 +545,7 @@ static int session_new(SSL *ssl, SSL_SESSION *session)
     struct cached *item;
 
     if (c->role != TW_CLIENT || c->target[0] == '\0'
-        || (cred->flags & TW_CRED_NO_RESUME)) {
+        || (cred->flags & TW_CRED_NO_RESUME) || !same_client(c)) {
         return 0;
     }
     item = calloc(1, sizeof(*item));
@@ -553,6 +564,23 @@ static int session_new(SSL *ssl, SSL_SESSION *session)
     return 1;
 }
 
+static void drop_lock_held(struct credentials *cred, struct cached **at)
+{
+    struct cached *item = *at;
+
+    *at = item->next;
+    cred->session_count--;
+    SSL_SESSION_free(item->session);
+    free(item);
+}
+
+/* Of the credentials' lifespan, or OpenSSL's. */
+static bool is_old(const SSL_SESSION *session)
+{
+    return (long)time(NULL) - SSL_SESSION_get_time(session)
+           > SSL_SESSION_get_timeout(session);
+}
+
 /* A session for target, or NULL. TLS 1.3 tickets are used once (RFC 8446,
    C.4), others stay. */
 static SSL_SESSION *session_take(struct credentials *cred,
@@ -561,9 +589,14 @@ static SSL_SESSION *session_take(struct credentials *cred,
     SSL_SESSION *found = NULL;
 
     tw_lock_acquire(&cred->lock);
-    for (struct cached **at = &cred->sessions; *at; at = &(*at)->next) {
+    for (struct cached **at = &cred->sessions; *at;) {
         struct cached *item = *at;
         if (strcmp(item->target, target) != 0) {
+            at = &item->next;
+            continue;
+        }
+        if (is_old(item->session)) {
+            drop_lock_held(cred, at);
             continue;
         }
         if (SSL_SESSION_get_protocol_version(item->session)
@@ -1402,9 +1435,23 @@ static bool send_alert(struct context *c, int level, int number)
 /* RFC 5246, 7.2.2: not to be resumed after a fatal alert. */
 static void forget_session(struct context *c)
 {
-    if (c->kept && c->kept->session) {
-        (void)SSL_CTX_remove_session(c->cred->ssl_ctx, c->kept->session);
+    SSL_SESSION *session = c->kept && c->kept->session ? c->kept->session
+                           : c->ssl ? SSL_get0_session(c->ssl) : NULL;
+    struct credentials *cred = c->cred;
+
+    if (!session) {
+        return;
     }
+    (void)SSL_CTX_remove_session(cred->ssl_ctx, session);
+    tw_lock_acquire(&cred->lock);
+    for (struct cached **at = &cred->sessions; *at;) {
+        if ((*at)->session == session) {
+            drop_lock_held(cred, at);
+        } else {
+            at = &(*at)->next;
+        }
+    }
+    tw_lock_release(&cred->lock);
 }
 
 /* The peer broke the protocol: the alert that says so, and its status. */
@@ -2027,6 +2074,7 @@ static SECURITY_STATUS use_other_credentials(struct context *c,
         ERR_clear_error();
         return SEC_E_UNKNOWN_CREDENTIALS;
     }
+    c->chosen = true;
     return SEC_E_OK;
 }
 
@@ -2658,6 +2706,7 @@ static SECURITY_STATUS verdict(CtxtHandle *ctx, SECURITY_STATUS code,
     }
     c->verdict = REFUSED;
     c->x509_error = x509_error_of(code);
+    forget_session(c);
     c->out_len = 0;
     if (c->suspended && !is_resumed(c)) {
         /* the callback answers, the SSL object makes the alert */
