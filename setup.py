@@ -9,6 +9,10 @@ TWAPI_TLS_SANITIZE  comma separated sanitizers: ``address,undefined``
 TWAPI_TLS_DEBUG     ``1``: no optimisation, full debug information, asserts
 TWAPI_TLS_WERROR    ``1``: warnings are errors
 TWAPI_TLS_COVERAGE  ``1``: instrument for gcov
+TWAPI_TLS_WINDOWS   a folder with a Windows CPython (include/, python3.dll):
+                    build for it with mingw, on any system. CC names the
+                    compiler, default x86_64-w64-mingw32-gcc; the wheel's
+                    platform is bdist_wheel's ``--plat-name``.
 """
 
 from __future__ import annotations
@@ -21,9 +25,12 @@ import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-WINDOWS = sys.platform == "win32"
+WINDOWS_PYTHON = os.environ.get("TWAPI_TLS_WINDOWS", "")
+CROSS = bool(WINDOWS_PYTHON)
+WINDOWS = CROSS or sys.platform == "win32"
 # The limited API does not exist on free-threaded builds before 3.15.
 FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 OPENSSL_MINIMUM = "3.0"
@@ -88,12 +95,29 @@ def extension() -> Extension:
     undefine = ["NDEBUG"] if debug else []
     werror = switched_on("TWAPI_TLS_WERROR")
 
+    link_args: list[str]
+    library_dirs: list[str] = []
     if WINDOWS:
-        compile_args = ["/std:c11", "/W4", "/utf-8"]
-        link_args: list[str] = []
-        library_dirs: list[str] = []
-        libraries = ["secur32", "crypt32", "ncrypt", "ws2_32"]
+        libraries = ["secur32", "crypt32", "ncrypt", "bcrypt", "ws2_32", "ole32", "advapi32"]
         macros += [("UNICODE", "1"), ("_UNICODE", "1"), ("WIN32_LEAN_AND_MEAN", "1")]
+    if CROSS:
+        compile_args = ["-std=c11", "-O2", "-Wall", "-Wextra"]
+        # Nothing of the compiler's own beside the module: no DLL to ship.
+        link_args = ["-static-libgcc", "-Wl,--no-insert-timestamp"]
+        library_dirs = [WINDOWS_PYTHON]
+        libraries.append("python3")
+        if werror:
+            compile_args.append("-Werror")
+        if debug:
+            compile_args += ["-O0", "-g3"]
+        if switched_on("TWAPI_TLS_COVERAGE"):
+            compile_args += ["--coverage", "-O0", "-g"]
+            link_args.append("--coverage")
+        if not debug and not switched_on("TWAPI_TLS_COVERAGE"):
+            link_args.append("-s")
+    elif WINDOWS:
+        compile_args = ["/std:c11", "/W4", "/utf-8"]
+        link_args = []
         if werror:
             compile_args.append("/WX")
         if debug:
@@ -104,7 +128,6 @@ def extension() -> Extension:
         macros.append(("_GNU_SOURCE", "1"))
         compile_args = ["-std=c11", "-O2", "-fvisibility=hidden", "-Wall", "-Wextra"]
         link_args = []
-        library_dirs = []
         libraries = []
         names = [f"libssl >= {OPENSSL_MINIMUM}", f"libcrypto >= {OPENSSL_MINIMUM}"]
         compile_args += pkg_config("--cflags", *names)
@@ -151,6 +174,30 @@ def extension() -> Extension:
     )
 
 
+class CrossBuild(build_ext):
+    """Builds for a Windows CPython with mingw; see TWAPI_TLS_WINDOWS."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        # This system's Python.h describes this system.
+        self.include_dirs = [str(Path(WINDOWS_PYTHON) / "include")]
+        self.library_dirs = []
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return os.path.join(*fullname.split(".")) + ".pyd"
+
+    def build_extensions(self) -> None:
+        compiler = os.environ.get("CC", "x86_64-w64-mingw32-gcc")
+        self.compiler.set_executables(
+            preprocessor=f"{compiler} -E",
+            compiler=compiler,
+            compiler_so=compiler,
+            linker_so=f"{compiler} -shared",
+            linker_exe=compiler,
+        )
+        super().build_extensions()
+
+
 # Building a source distribution or asking for metadata needs no OpenSSL, and
 # must not fail for want of it.
 BUILDS = {"build", "build_ext", "bdist_wheel", "bdist", "install", "develop"}
@@ -160,5 +207,6 @@ needs_extension = needs_extension or bool(BUILDS & set(sys.argv[1:]))
 setup(
     license="MIT",  # here, because old and new setuptools disagree on its form in pyproject
     ext_modules=[extension()] if needs_extension else [],
+    cmdclass={"build_ext": CrossBuild} if CROSS else {},
     options={} if FREE_THREADED else {"bdist_wheel": {"py_limited_api": "cp311"}},
 )

@@ -31,6 +31,7 @@ struct tw_credentials {
     struct tw_count refs;
     const struct tw_provider *provider;
     enum tw_role role;
+    bool resumes;            /* without TW_CRED_NO_RESUME */
     struct identity *identities;
     size_t identity_count;
     CredHandle *handles;     /* one per group */
@@ -305,6 +306,7 @@ struct tw_credentials *tw_credentials_new(
     tw_count_init(&c->refs, 1);
     c->provider = provider;
     c->role = config->role;
+    c->resumes = (config->flags & TW_CRED_NO_RESUME) == 0;
     if (provider->table() == NULL) {
         st = tw_error_set(err, TW_E_UNSUPPORTED,
                           (int32_t)SEC_E_SECPKG_NOT_FOUND,
@@ -358,6 +360,11 @@ const struct tw_provider *tw_credentials_provider(struct tw_credentials *c)
 enum tw_role tw_credentials_role(struct tw_credentials *c)
 {
     return c->role;
+}
+
+bool tw_credentials_resumes(struct tw_credentials *c)
+{
+    return c->resumes;
 }
 
 CredHandle *tw_credentials_handle(struct tw_credentials *c,

@@ -351,6 +351,19 @@ static bool take_tokens_lock_held(struct tw_session *s, SecBuffer *out,
     return good;
 }
 
+static void free_tokens_lock_held(struct tw_session *s, SecBufferDesc *out)
+{
+    ULONG i;
+
+    for (i = 0; i < out->cBuffers; i++) {
+        if (out->pBuffers[i].pvBuffer != NULL) {
+            (void)s->table->FreeContextBuffer(out->pBuffers[i].pvBuffer);
+            out->pBuffers[i].pvBuffer = NULL;
+            out->pBuffers[i].cbBuffer = 0;
+        }
+    }
+}
+
 static SECURITY_STATUS call_engine_lock_held(struct tw_session *s,
                                              SecBufferDesc *in,
                                              SecBufferDesc *out)
@@ -390,6 +403,32 @@ static SECURITY_STATUS call_engine_lock_held(struct tw_session *s,
 }
 
 /*
+ * A client's first step. Where only the context can be told not to offer
+ * resumption and the engine says that this came too late, the step is made
+ * again, with a context that knows.
+ */
+static SECURITY_STATUS begin_lock_held(struct tw_session *s,
+                                       SecBufferDesc *in, SecBufferDesc *out)
+{
+    SECURITY_STATUS status = call_engine_lock_held(s, in, out);
+    SECURITY_STATUS forbidden;
+
+    if (!s->has_ctx || s->role != TW_CLIENT
+        || s->provider->forbid_resumption == NULL
+        || tw_credentials_resumes(s->credentials)) {
+        return status;
+    }
+    forbidden = s->provider->forbid_resumption(&s->ctx);
+    if (forbidden == SEC_I_CONTINUE_NEEDED) {
+        (void)s->table->DeleteSecurityContext(&s->ctx);
+        s->has_ctx = false;
+        free_tokens_lock_held(s, out);
+        return call_engine_lock_held(s, in, out);
+    }
+    return forbidden == SEC_E_OK ? status : forbidden;
+}
+
+/*
  * One step with len bytes of input; in NULL: none at all. What it gave for
  * the peer lies in `held`.
  */
@@ -421,7 +460,10 @@ static struct step run_step_lock_held(struct tw_session *s, uint8_t *in,
     set_buffer(&out_buffers[1], SECBUFFER_ALERT, NULL, 0);
     set_buffer(&out_buffers[2], SECBUFFER_EMPTY, NULL, 0);
 
-    step.status = call_engine_lock_held(s, n > 0 ? &in_desc : NULL,
+    step.status = s->has_ctx
+                      ? call_engine_lock_held(s, n > 0 ? &in_desc : NULL,
+                                              &out_desc)
+                      : begin_lock_held(s, n > 0 ? &in_desc : NULL,
                                         &out_desc);
     if (!take_tokens_lock_held(s, out_buffers, 3, step.status)) {
         step.status = SEC_E_INSUFFICIENT_MEMORY;
@@ -498,6 +540,17 @@ static int fatal_alert_lock_held(struct tw_session *s)
                : -1;
 }
 
+/* The same of an alert that came without keys and still lies in the input:
+   not every engine tells which it was. */
+static int alert_ahead_lock_held(struct tw_session *s)
+{
+    size_t len;
+    const uint8_t *at = cipher_at_lock_held(s, &len);
+    int alert = len >= 7 && s->state == TW_NEGOTIATING ? alert_in(at, 7) : -1;
+
+    return alert > 0 && at[5] == 2 ? alert : -1;
+}
+
 /* A call of the engine failed; `held` may have its alert (fact 14). */
 static enum tw_status engine_failed_lock_held(struct tw_session *s,
                                               SECURITY_STATUS status)
@@ -508,6 +561,9 @@ static enum tw_status engine_failed_lock_held(struct tw_session *s,
 
     if (status == SEC_E_INSUFFICIENT_MEMORY) {
         return fail_nomem_lock_held(s);
+    }
+    if (received < 0) {
+        received = alert_ahead_lock_held(s);
     }
     if (received >= 0) {
         name = tw_alert_name(received);
@@ -940,6 +996,20 @@ enum tw_status tw_session_handshake(struct tw_session *s,
     return st;
 }
 
+/* A TLS 1.3 server's Finished precedes the client's certificate, so that
+   the peer expects records under keys (RFC 8446, 2). Everywhere else the
+   token that would have switched to them is dropped. */
+static bool has_new_keys_lock_held(struct tw_session *s)
+{
+    struct tw_facts facts;
+    struct tw_error ignored;
+
+    tw_error_clear(&ignored);
+    return s->role == TW_SERVER && s->held_status == SEC_E_OK
+           && s->provider->facts(&s->ctx, &facts, &ignored) == TW_DONE
+           && facts.protocol == TW_TLS1_3;
+}
+
 /* The held token is dropped, the alert goes out in its place. */
 static enum tw_status refuse_lock_held(struct tw_session *s, int32_t code,
                                        const char *detail)
@@ -962,6 +1032,9 @@ static enum tw_status refuse_lock_held(struct tw_session *s, int32_t code,
                                                 ? alert_in(alert, len)
                                                 : number);
         }
+    } else if (has_new_keys_lock_held(s)) {
+        s->dead = false;
+        send_alert_lock_held(s, number);
     } else {
         plain_alert_lock_held(s, number);
     }
@@ -2021,6 +2094,13 @@ enum tw_status tw_session_remote_cert(struct tw_session *s,
         *out = s->provider->cert_ref(s->remote);
     } else if (s->has_ctx) {
         st = s->provider->remote_cert(&s->ctx, out, err);
+        if (st == TW_WANT_READ
+            && (s->state == TW_OPEN || s->pause == PAUSE_VERDICT)) {
+            /* an engine that cannot tell "none" from "not yet" */
+            st = tw_error_set(err, TW_E_NOT_FOUND,
+                              (int32_t)SEC_E_NO_CREDENTIALS,
+                              "the peer sent no certificate");
+        }
     } else {
         st = no_context(err);
     }
@@ -2090,15 +2170,9 @@ enum tw_status tw_session_issuers(struct tw_session *s, tw_sink sink,
 
 void tw_session_ocsp(struct tw_session *s, tw_sink sink, void *arg)
 {
-    const uint8_t *der = NULL;
-    size_t len = 0;
-
     tw_lock_acquire(&s->lock);
     if (s->has_ctx) {
-        s->provider->ocsp(&s->ctx, &der, &len);
-        if (der != NULL && len > 0) {
-            (void)sink(arg, NULL, der, len);
-        }
+        s->provider->ocsp(&s->ctx, sink, arg);
     }
     tw_lock_release(&s->lock);
 }

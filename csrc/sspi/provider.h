@@ -41,6 +41,9 @@ enum tw_role { TW_CLIENT = 1, TW_SERVER = 2 };
 #define TW_CRED_CHOOSES 0x4u      /* a client that answers each request for a
                                      certificate anew: no session in which
                                      one was asked for may be resumed */
+#define TW_CRED_INSTALL_CHAIN 0x8u /* issuers go into the user's CA store,
+                                      where the engine can only send what
+                                      the system can find (Schannel) */
 
 struct tw_credentials_config {
     enum tw_role role;
@@ -121,6 +124,10 @@ struct tw_facts {
     char alpn[256];
 };
 
+/* One sink for lists of bytes: called per item; false stops. */
+typedef bool (*tw_sink)(void *arg, const char *key, const void *data,
+                        size_t len);
+
 enum tw_binding { TW_BIND_UNIQUE, TW_BIND_ENDPOINT, TW_BIND_EXPORTER };
 
 /* cert_text and store_find fields */
@@ -139,10 +146,6 @@ enum tw_encoding {
     TW_ENC_KEY_DER,    /* PKCS#8 or traditional; joins its certificate */
     TW_ENC_SERIALIZED  /* what store_export gave */
 };
-
-/* One sink for lists of bytes: called per item; false stops. */
-typedef bool (*tw_sink)(void *arg, const char *key, const void *data,
-                        size_t len);
 
 struct tw_provider {
     const char *name; /* "schannel", "openssl", "scripted" */
@@ -176,6 +179,14 @@ struct tw_provider {
     SECURITY_STATUS (*open)(CtxtHandle *, const uint8_t *src, size_t len,
                             uint8_t *dst, size_t room, size_t *used,
                             size_t *made);
+
+    /*
+     * Credentials with TW_CRED_NO_RESUME, where acquiring them does not
+     * settle it; NULL where it does. Called once, after a client's first
+     * step. SEC_E_OK: done. SEC_I_CONTINUE_NEEDED: too late for this
+     * context; delete it, drop its token, and begin again.
+     */
+    SECURITY_STATUS (*forbid_resumption)(CtxtHandle *);
 
     /* --- of a context, beyond SSPI's attributes --- */
 
@@ -213,8 +224,9 @@ struct tw_provider {
     /* DER names of the CAs the peer asks for. */
     enum tw_status (*issuers)(CtxtHandle *, tw_sink, void *arg,
                               struct tw_error *err);
-    /* Stapled OCSP answer; *len 0 if none. Valid as long as the context. */
-    void (*ocsp)(CtxtHandle *, const uint8_t **der, size_t *len);
+    /* The stapled OCSP answer, DER, through the sink once; not at all if
+       there is none. */
+    void (*ocsp)(CtxtHandle *, tw_sink, void *arg);
     /* The last alert of the peer (number), or -1. */
     int (*alert_received)(CtxtHandle *);
 

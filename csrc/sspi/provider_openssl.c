@@ -742,13 +742,9 @@ static enum tw_status limit_strength(SSL_CTX *ctx, int min, int max,
         strcat(list, name);
     }
     if (!list12[0] && !list13[0]) {
-        return max > 0
-            ? tw_error_set(err, TW_E_ARGUMENT, SEC_E_ALGORITHM_MISMATCH,
-                           "no cipher suite has a key of %d to %d bits",
-                           min, max)
-            : tw_error_set(err, TW_E_ARGUMENT, SEC_E_ALGORITHM_MISMATCH,
-                           "no cipher suite has a key of at least %d bits",
-                           min);
+        return tw_error_set(err, TW_E_ARGUMENT, SEC_E_ALGORITHM_MISMATCH,
+                            "no cipher suite has a key of %d to %d bits",
+                            min, max);
     }
     if (!SSL_CTX_set_ciphersuites(ctx, list13)
         || (list12[0] && !SSL_CTX_set_cipher_list(ctx, list12))) {
@@ -2980,15 +2976,16 @@ static enum tw_status issuers(CtxtHandle *ctx, tw_sink sink, void *arg,
     return TW_DONE;
 }
 
-static void ocsp(CtxtHandle *ctx, const uint8_t **der, size_t *len)
+static void ocsp(CtxtHandle *ctx, tw_sink sink, void *arg)
 {
     struct context *c = context_at(ctx);
     const unsigned char *answer = NULL;
     long n = c && c->ssl ? SSL_get_tlsext_status_ocsp_resp(c->ssl, &answer)
                          : -1;
 
-    *der = n > 0 ? answer : NULL;
-    *len = n > 0 ? (size_t)n : 0;
+    if (n > 0) {
+        (void)sink(arg, NULL, answer, (size_t)n);
+    }
 }
 
 static int alert_received(CtxtHandle *ctx)

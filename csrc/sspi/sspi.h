@@ -25,6 +25,7 @@
 #define SCHANNEL_USE_BLACKLISTS
 #endif
 #include <winsock2.h>
+#include <ws2tcpip.h> /* inet_pton: addresses in certificates */
 #include <windows.h>
 #include <winternl.h>
 #include <wincrypt.h>

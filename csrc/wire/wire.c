@@ -708,12 +708,22 @@ static void drain(struct tw_wire *w, int64_t deadline)
         if (got == 0 || got == TW_IO_ERROR) {
             break;
         }
-        if (got < 0 && (deadline == TW_NO_WAIT ||
-                        wait_for(w, w->fd, false, deadline, -1, NULL) !=
-                            TW_DONE)) {
+        if (got < 0 && deadline == TW_NO_WAIT) {
             break;
         }
+        while (got < 0) {
+            enum tw_status st =
+                wait_for(w, w->fd, false, deadline, -1, NULL);
+
+            if (st == TW_DONE) {
+                break;
+            }
+            if (st != TW_E_INTERRUPTED) {
+                goto done;
+            }
+        }
     }
+done:
     tw_lock_release(&w->reader);
 }
 
@@ -723,14 +733,20 @@ static void say_goodbye(struct tw_wire *w, int64_t deadline)
     enum tw_status st;
     int64_t linger = TW_NO_WAIT;
 
-    st = take_turn(w, &w->writer, deadline, TW_WANT_WRITE, NULL);
+    /* A signal does not cut it short: its deadline bounds it, and where a
+       wait comes in slices (Windows) each ends like that. */
+    do {
+        st = take_turn(w, &w->writer, deadline, TW_WANT_WRITE, NULL);
+    } while (st == TW_E_INTERRUPTED && deadline != TW_FOREVER);
     if (st != TW_DONE) {
         return;
     }
     if (tw_session_state(w->session) == TW_OPEN) {
         (void)tw_session_shutdown(w->session, NULL);
     }
-    st = flush_held(w, deadline, NULL);
+    do {
+        st = flush_held(w, deadline, NULL);
+    } while (st == TW_E_INTERRUPTED && deadline != TW_FOREVER);
     if (st == TW_DONE) {
         send_fin_held(w);
     }
