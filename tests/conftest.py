@@ -11,10 +11,16 @@ from pathlib import Path
 
 import pytest
 from certs import Identity, Pki, make_pki
+from hypothesis import settings
 
 # What the interpreter and its libraries open once and keep.
 _HARMLESS = ("/dev/urandom", "/dev/random", "/dev/null")
 _SETTLE = 2.0  # seconds a thread or a child may take to let go of its descriptors
+
+
+# A busy machine is no failure; the test's own time limit bounds a hang.
+settings.register_profile("twapi_tls", deadline=None)
+settings.load_profile("twapi_tls")
 
 
 def pytest_configure(config: pytest.Config) -> None:
