@@ -201,6 +201,8 @@ def sspi_schannel_credentials(
     if chain is not None and not isinstance(chain, Store):
         intermediates = Store()
         for cert in chain:
+            if not isinstance(cert, Certificate):
+                raise TypeError(f"chain must be Certificate objects or a Store, not {cert!r}")
             intermediates.native.add(cert.native)
         chain = intermediates
     ignore = 0
