@@ -742,9 +742,13 @@ static enum tw_status limit_strength(SSL_CTX *ctx, int min, int max,
         strcat(list, name);
     }
     if (!list12[0] && !list13[0]) {
-        return tw_error_set(err, TW_E_ARGUMENT, SEC_E_ALGORITHM_MISMATCH,
-                            "no cipher suite has a key of %d to %d bits",
-                            min, max);
+        return max > 0
+            ? tw_error_set(err, TW_E_ARGUMENT, SEC_E_ALGORITHM_MISMATCH,
+                           "no cipher suite has a key of %d to %d bits",
+                           min, max)
+            : tw_error_set(err, TW_E_ARGUMENT, SEC_E_ALGORITHM_MISMATCH,
+                           "no cipher suite has a key of at least %d bits",
+                           min);
     }
     if (!SSL_CTX_set_ciphersuites(ctx, list13)
         || (list12[0] && !SSL_CTX_set_cipher_list(ctx, list12))) {
