@@ -540,6 +540,8 @@ def sspi_step(ctx: SspiContext, data: Buffer = b"") -> tuple[str, bytes, bytes]:
             else:
                 break
     except TLSError as error:
+        if error.name == "SEC_I_CONTEXT_EXPIRED":
+            return "disconnected", session.take_output(), b""
         error.token = (error.token or b"") + session.take_output()
         raise
     if status == _native.DONE:
@@ -569,7 +571,9 @@ def sspi_decrypt_stream(ctx: SspiContext, data: Buffer) -> tuple[str, bytes]:
         raise
     if session.read_ended():
         return "expired", plain
-    return "renegotiate" if session.output_pending() else "ok", plain
+    # the output of a failed context is its alert, which the error will carry
+    waiting = session.output_pending() and session.state() == "OPEN"
+    return "renegotiate" if waiting else "ok", plain
 
 
 class Writer(Protocol):

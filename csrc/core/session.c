@@ -1779,7 +1779,7 @@ size_t tw_session_content_size(struct tw_session *s, const uint8_t *src,
         }
         if (i == 0 && left > 0) {
             /* a started record: src goes on with it */
-            size += len;
+            size += left + len;
             break;
         }
     }
