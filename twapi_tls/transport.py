@@ -435,11 +435,13 @@ class Pump:
                     sent += n
                     if not n and not self.session.output_pending():
                         # A renegotiation holds writing back until the peer
-                        # has spoken; whoever reads moves it on.
+                        # has spoken; nobody else may be reading.
                         if timeout == 0:
                             return sent
                         with self._read_lock:
-                            self._pull(deadline.left())
+                            moved = self.session.handshake(0) == _native.DONE
+                            if not moved or self.session.pending():
+                                self._pull(deadline.left())
                 self._push(deadline.left())
             except OSError as error:
                 if sent and isinstance(error, TimeoutError):

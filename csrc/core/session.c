@@ -943,6 +943,8 @@ static enum tw_status negotiate_lock_held(struct tw_session *s)
     return st == TW_DONE ? go_on_lock_held(s) : st;
 }
 
+static enum tw_status renegotiate_lock_held(struct tw_session *s);
+
 static enum tw_status drive_lock_held(struct tw_session *s)
 {
     enum tw_status st;
@@ -952,7 +954,7 @@ static enum tw_status drive_lock_held(struct tw_session *s)
             return s->error.status;
         }
         if (s->state == TW_OPEN) {
-            return TW_DONE;
+            return renegotiate_lock_held(s);
         }
         switch (s->pause) {
         case PAUSE_VERDICT:
@@ -1213,31 +1215,49 @@ static bool same_remote_lock_held(struct tw_session *s)
 /*
  * In TLS 1.2 a peer that asked for a renegotiation may go on sending data
  * until it has our ClientHello, and the record type is in the clear: such
- * a record is for DecryptMessage. (In 1.3 every record says DATA.)
+ * a record is for DecryptMessage, and what stands before it is all that a
+ * step may have. (In 1.3 every record says DATA.)
  */
+static size_t before_data_lock_held(struct tw_session *s)
+{
+    size_t len;
+    size_t n = 0;
+    const uint8_t *at = cipher_at_lock_held(s, &len);
+
+    if (s->facts == NULL || s->facts->protocol != TW_TLS1_2) {
+        return len;
+    }
+    while (n < len && at[n] != TW_RECORD_DATA) {
+        size_t record = tw_record_length(at + n, len - n);
+
+        if (record == 0 || record > len - n) {
+            return len;
+        }
+        n += record;
+    }
+    return n;
+}
+
 static bool data_ahead_lock_held(struct tw_session *s)
 {
     size_t len;
-    const uint8_t *at = cipher_at_lock_held(s, &len);
 
-    return len > 0 && at[0] == TW_RECORD_DATA && s->facts != NULL
-           && s->facts->protocol == TW_TLS1_2;
+    (void)cipher_at_lock_held(s, &len);
+    return len > 0 && before_data_lock_held(s) == 0;
 }
 
 /*
  * A step after RENEGOTIATE, or of the renegotiation that came of it; with
- * all ciphertext at hand, or with none. TW_DONE: go on reading.
+ * the ciphertext at hand up to data, or with none. TW_DONE: go on reading.
  */
 static enum tw_status answer_lock_held(struct tw_session *s)
 {
     struct step step;
-    size_t len;
-    uint8_t *at = cipher_at_lock_held(s, &len);
+    size_t all;
+    uint8_t *at = cipher_at_lock_held(s, &all);
+    size_t len = before_data_lock_held(s);
     bool real = s->renegotiating;
 
-    if (data_ahead_lock_held(s)) {
-        len = 0;
-    }
     step = run_step_lock_held(s, len > 0 ? at : NULL, len);
     if (step.status == SEC_I_INCOMPLETE_CREDENTIALS && !s->use_supplied
         && s->role == TW_CLIENT) {
@@ -1267,7 +1287,7 @@ static enum tw_status answer_lock_held(struct tw_session *s)
     if (step.consumed > 0) {
         cipher_consume_lock_held(s, step.consumed);
     } else if (s->renegotiating) {
-        s->tried = len;
+        s->tried = len > 0 ? all : 0;
         if (len == 0) {
             s->need = 0;
         }
@@ -1470,6 +1490,26 @@ static enum tw_status receive_lock_held(struct tw_session *s)
     }
     (void)cipher_at_lock_held(s, &len);
     return len <= s->tried ? dry_lock_held(s) : answer_lock_held(s);
+}
+
+/*
+ * Brings a renegotiation on that a writer has to wait for, as a read would.
+ * Plaintext in its way is the reader's: TW_DONE, and nothing has changed.
+ */
+static enum tw_status renegotiate_lock_held(struct tw_session *s)
+{
+    while (s->renegotiating && s->plain_len == 0) {
+        enum tw_status st = receive_lock_held(s);
+
+        if (st == TW_END) {
+            s->renegotiating = false; /* the peer will not go on with it */
+            break;
+        }
+        if (st != TW_DONE) {
+            return st;
+        }
+    }
+    return TW_DONE;
 }
 
 static enum tw_status read_lock_held(struct tw_session *s, uint8_t *dst,

@@ -86,7 +86,9 @@ void tw_session_output_consume(struct tw_session *, size_t n);
 /* --- handshake --- */
 
 /* One drive as far as it goes with the input at hand: TW_DONE (OPEN),
-   TW_WANT_READ, TW_WANT_VERDICT/_CREDENTIALS/_CERTIFICATE, or an error. */
+   TW_WANT_READ, TW_WANT_VERDICT/_CREDENTIALS/_CERTIFICATE, or an error.
+   Once OPEN it brings on a renegotiation that holds writing back, up to
+   plaintext that has to be read first (TW_DONE). */
 enum tw_status tw_session_handshake(struct tw_session *,
                                     struct tw_error *err);
 /* Answers. Wrong state: TW_E_STATE. code 0 accepts, else refuses with that
