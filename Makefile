@@ -22,7 +22,7 @@ STAMPS := $(VENV)/.stamps
 EXT_FILES := $(wildcard tests/native/ext/*.[ch]) tests/native/setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint native bench stress sanitize valgrind clean windows fuzz \
+.PHONY: help demo test lint native bench interop stress sanitize valgrind clean windows fuzz \
 	bootstrap bootstrap-test
 
 help:
@@ -30,6 +30,7 @@ help:
 	@echo 'make test      lint, types, C unit programs, pytest'
 	@echo 'make lint      ruff (check and format) and mypy --strict'
 	@echo 'make bench     the benchmarks, against ssl (BENCH_ARGS=--quick: a minute)'
+	@echo 'make interop   write tests/interop.md: us and other people'"'"'s TLS'
 	@echo 'make stress    the long runs'
 	@echo 'make sanitize  the tests with $(SANITIZERS)'
 	@echo 'make valgrind  the C unit programs under valgrind'
@@ -99,6 +100,10 @@ test: bootstrap-test lint native $(STAMPS)/native $(STAMPS)/testnative
 BENCH_ARGS ?=
 bench: bootstrap $(STAMPS)/native
 	$(VPY) -m twapi_tls bench $(BENCH_ARGS)
+
+# Writes tests/interop.md: which peers, which versions, what passed.
+interop: bootstrap-test $(STAMPS)/native
+	$(VPY) tests/interop_table.py
 
 stress: bootstrap-test $(STAMPS)/native
 	@test -e tests/stress.py || { echo 'make stress: tests/stress.py is not there' >&2; exit 2; }

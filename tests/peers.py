@@ -16,6 +16,7 @@ it fails it.
 from __future__ import annotations
 
 import os
+import platform
 import re
 import selectors
 import shutil
@@ -27,6 +28,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -63,14 +65,16 @@ def require(program: str) -> str:
 
 
 def versions() -> dict[str, str]:
-    """The first line of each installed peer's version, for tables."""
+    """What each installed peer says of its version, in short, for tables."""
     asked = {
         "openssl": ("openssl", "version"),
         "gnutls": ("gnutls-cli", "--version"),
         "curl": ("curl", "--version"),
         "nginx": ("nginx", "-v"),
     }
-    found = {"python ssl": ssl.OPENSSL_VERSION}
+    found = {"python": f"ssl of Python {platform.python_version()}, {ssl.OPENSSL_VERSION}"}
+    with suppress(PackageNotFoundError):
+        found["tlslite-ng"] = version("tlslite-ng")
     for name, (program, argument) in asked.items():
         path = find(program)
         if path is None:
@@ -84,7 +88,8 @@ def versions() -> dict[str, str]:
             timeout=READY,
             check=False,
         )
-        found[name] = answer.stdout.partition("\n")[0].strip()
+        line = answer.stdout.partition("\n")[0].strip()
+        found[name] = re.split(r" \(| zlib/", line.removeprefix("nginx version: "))[0]
     return found
 
 
@@ -105,6 +110,12 @@ def _environment() -> dict[str, str]:
         environment.pop(name, None)
     environment["LC_ALL"] = "C"
     return environment
+
+
+def _tail(output: bytes) -> str:
+    """What a program printed, or the end of it, for an error's text."""
+    text = output.decode(errors="replace")
+    return text if len(text) <= 4000 else "[...]" + text[-4000:]
 
 
 class Peer:
@@ -163,12 +174,26 @@ class Peer:
                 left = end - time.monotonic()
                 if self._ended or left <= 0:
                     why = "ended" if self._ended else f"did not within {timeout:g} s"
-                    printed = bytes(self._output).decode(errors="replace")
+                    printed = _tail(bytes(self._output))
                     raise PeerError(
                         f"{self.command[0]} should have printed {pattern!r} but {why}; "
                         f"it printed:\n{printed}"
                     )
                 self._changed.wait(left)
+
+    def until(self, condition: Callable[[bytes], object], timeout: float = READY) -> bytes:
+        """Wait until all that was printed so far meets a condition; that output."""
+        end = time.monotonic() + timeout
+        with self._changed:
+            while not condition(bytes(self._output)):
+                left = end - time.monotonic()
+                if self._ended or left <= 0:
+                    raise PeerError(
+                        f"{self.command[0]} did not print what was expected; it printed:\n"
+                        + _tail(bytes(self._output))
+                    )
+                self._changed.wait(left)
+            return bytes(self._output)
 
     def send(self, data: bytes) -> None:
         """Write to the program's standard input, all of it."""
@@ -188,7 +213,7 @@ class Peer:
         try:
             status = self.process.wait(timeout)
         except subprocess.TimeoutExpired:
-            printed = self.output.decode(errors="replace")
+            printed = _tail(self.output)
             raise PeerError(
                 f"{self.command[0]} still runs after {timeout:g} s; it printed:\n{printed}"
             ) from None
@@ -428,8 +453,20 @@ http {{
         location = /facts {{
             return 200 "$ssl_protocol $ssl_cipher $ssl_session_reused $ssl_client_verify\\n";
         }}
+        location /upload/ {{ dav_methods PUT; create_full_put_path on; }}
     }}
+    {another}
 }}
+"""
+
+_NGINX_OTHER = """\
+server {{
+        listen {host}:{port} ssl;
+        server_name {name};
+        ssl_certificate {chain};
+        ssl_certificate_key {key};
+        location = /hello {{ return 200 "hello from the other\\n"; }}
+    }}
 """
 
 
@@ -442,12 +479,14 @@ def nginx(
     client_ca: Path | None = None,
     require_client: bool = False,
     extra: str = "",
+    other: tuple[str, Identity] | None = None,
 ) -> Iterator[Peer]:
     """nginx with TLS, its configuration and files under ``folder`` (a tmp_path).
 
     ``/hello`` answers a line, ``/facts`` the protocol, the cipher, whether the
     session was resumed (``r`` or ``.``) and how the client's certificate verified;
-    anything else is a file under ``folder / "www"``.
+    what is PUT under ``/upload/`` becomes a file; anything else is a file under
+    ``folder / "www"``.  ``other``: a second server's name and certificate.
     """
     program = require("nginx")
     (folder / "www").mkdir(exist_ok=True)
@@ -467,6 +506,15 @@ def nginx(
                 key=identity.key,
                 protocols="TLSv1.2 TLSv1.3" if version is None else f"TLSv{version}",
                 extra=extra,
+                another=""
+                if other is None
+                else _NGINX_OTHER.format(
+                    host=HOST,
+                    port=port,
+                    name=other[0],
+                    chain=other[1].chain,
+                    key=other[1].key,
+                ),
             )
         )
         peer = Peer([program, "-e", "stderr", "-p", folder, "-c", configuration], port)

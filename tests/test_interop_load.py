@@ -1,0 +1,191 @@
+"""KeyUpdate and renegotiation in the middle of data: no byte lost or doubled.
+
+The peer is told to do it while we send without a pause; what both ends
+received is compared by hash. s_client and s_server take a command only as the
+first byte of what they read at once, and drop the rest of it: so a command
+goes out when all before it has come through.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+from collections.abc import Callable
+
+import peers
+import pytest
+from certs import Pki
+from interop_support import PATIENCE, connect, facts, our_server, payload, receive
+from twapi_support import client_credentials
+
+import twapi_tls as tls
+
+pytestmark = [pytest.mark.peers, pytest.mark.timeout(90)]
+
+PART = 100_000  # bytes that the peer sends between two commands
+ROUNDS = 5
+
+# What openssl says in the midst of the data; the data itself has no letters.
+_NOISE = re.compile(
+    rb"(?:SSL_do_handshake -> -?\d+|[Rr]ead (?:R )?BLOCK|RENEGOTIATING|KEYUPDATE"
+    rb"|Can't use SSL_get_servername|depth=[^\n]*|verify return:\d+)\n"
+)
+
+
+class Load:
+    """Sends numbered lines from a thread until it is told to end."""
+
+    def __init__(self, send: Callable[[bytes], object]) -> None:
+        self._send = send
+        self._over = threading.Event()
+        self._digest = hashlib.sha256()
+        self._failure: BaseException | None = None
+        self.size = 0
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            number = 0
+            self._put(b"<\n")
+            while not self._over.is_set():
+                block = b"".join(b"%063d\n" % line for line in range(number, number + 256))
+                number += 256
+                self._put(block)
+            self._put(b">\n")
+        except BaseException as error:
+            self._failure = error
+
+    def _put(self, data: bytes) -> None:
+        self._send(data)
+        self._digest.update(data)
+        self.size += len(data)
+
+    def end(self) -> str:
+        """The digest of all that was sent; raises what sending met."""
+        self._over.set()
+        self._thread.join(PATIENCE)
+        assert not self._thread.is_alive(), "sending does not end"
+        if self._failure is not None:
+            raise self._failure
+        return self._digest.hexdigest()
+
+
+def digest_printed(peer: peers.Peer) -> str:
+    """Of the load that the peer received, out of all that it printed."""
+    output = peer.until(lambda printed: printed.endswith(b">\n"), PATIENCE)
+    clean = _NOISE.sub(b"", output)
+    return hashlib.sha256(clean[clean.rindex(b"<\n") :]).hexdigest()
+
+
+def under_load(
+    channel: tls.TlsChannel, peer: peers.Peer, command: bytes, done: bytes, wait: bool = True
+) -> None:
+    """The peer's data with a command after each part, ours all the while."""
+    load = Load(channel.sendall)
+    for number in range(ROUNDS):
+        part = payload(PART, number)
+        sender = threading.Thread(target=peer.send, args=(part,), daemon=True)
+        sender.start()
+        assert receive(channel, len(part)) == part
+        sender.join(PATIENCE)
+        peer.send(command)
+        if wait:
+            peer.expect(done, PATIENCE)
+    part = payload(PART, ROUNDS)
+    peer.send(part)
+    assert receive(channel, len(part)) == part
+    sent = load.end()
+    assert load.size > PART
+    assert digest_printed(peer) == sent
+
+
+@pytest.mark.parametrize("command", ["k", "K"])
+def test_server_updates_keys(pki: Pki, command: str) -> None:
+    """s_server renews its keys (k), and asks for ours (K)"""
+    with peers.openssl_server(pki.server, version="1.3") as peer:
+        with connect(peer, credentials=client_credentials(pki)) as channel:
+            under_load(channel, peer, command.encode() + b"\n", rb"SSL_do_handshake -> 1\n")
+
+
+@pytest.mark.parametrize("command", ["r", "R"])
+def test_server_renegotiates(pki: Pki, command: str) -> None:
+    """s_server asks for a renegotiation (r), and for a certificate with it (R)"""
+    with peers.openssl_server(pki.server, version="1.2", client_ca=pki.root) as peer:
+        with connect(peer, credentials=client_credentials(pki, pki.client)) as channel:
+            under_load(channel, peer, command.encode() + b"\n", rb"SSL_do_handshake -> 1\n")
+            assert facts(channel).protocol == "TLS 1.2"
+        peer.expect(rb"")
+        # As many handshakes as were asked for, and the first.
+        assert peer.output.count(b"SSL_do_handshake -> 1") >= ROUNDS
+
+
+def serve_client(
+    pki: Pki, version: str, work: Callable[[tls.TlsChannel, peers.Peer], None]
+) -> None:
+    """``work`` with our end of a connection that s_client made, and s_client."""
+    started: list[peers.Peer] = []
+    ready = threading.Event()
+
+    def run(channel: tls.TlsChannel) -> None:
+        assert ready.wait(PATIENCE)
+        work(channel, started[0])
+
+    with our_server(pki.server, run) as served:
+        with peers.openssl_client(served.port, version=version) as peer:
+            started.append(peer)
+            ready.set()
+            assert facts_protocol(served.result()) == version
+            outcome = served.result()
+            if isinstance(outcome, BaseException):
+                raise outcome
+
+
+def facts_protocol(seen: tls.ConnectionFacts) -> str:
+    return seen.protocol.removeprefix("TLS ")
+
+
+@pytest.mark.parametrize("command", ["k", "K"])
+def test_client_updates_keys(pki: Pki, command: str) -> None:
+    """s_client renews its keys (k), and asks for ours (K)"""
+
+    def work(channel: tls.TlsChannel, peer: peers.Peer) -> None:
+        under_load(channel, peer, command.encode() + b"\n", rb"KEYUPDATE\n")
+
+    serve_client(pki, "1.3", work)
+
+
+def test_client_renegotiation_is_declined(pki: Pki) -> None:
+    """s_client asks for a renegotiation (R): our server declines by an alert
+
+    As OpenSSL's own servers do (a client could have the server work for ever);
+    s_client takes no_renegotiation for a failure of its own.
+    """
+
+    def work(channel: tls.TlsChannel, peer: peers.Peer) -> None:
+        part = payload(10_000, 1)
+        peer.send(part)
+        assert receive(channel, len(part)) == part
+        peer.send(b"R\n")
+        with pytest.raises(tls.TLSAlertError) as caught:
+            channel.recv(1)
+        assert caught.value.alert_received == "handshake_failure"
+        peer.expect(rb"no renegotiation", PATIENCE)
+
+    serve_client(pki, "1.2", work)
+
+
+def test_gnutls_renegotiates(pki: Pki) -> None:
+    """gnutls-serv asks for a renegotiation between lines that it echoes"""
+    # With tickets its own renegotiation fails ("handshake is in progress").
+    with peers.gnutls_server(pki.server, version="1.2", arguments=["--noticket"]) as peer:
+        with connect(peer, credentials=client_credentials(pki)) as channel:
+            for number in range(ROUNDS):
+                channel.sendall(b"**REHANDSHAKE**\n")
+                answer = b"Successfully executed command\n"
+                assert receive(channel, len(answer)) == answer
+                part = payload(10_000, number)
+                channel.sendall(part)
+                assert receive(channel, len(part)) == part
+        assert peer.output.count(b"*** Sending rehandshake request") == ROUNDS
