@@ -35,7 +35,8 @@ help:
 	@echo 'make sanitize  the tests with $(SANITIZERS)'
 	@echo 'make valgrind  the C unit programs under valgrind'
 	@echo 'make clean     remove what was built'
-	@echo 'make fuzz      the fuzz targets, FUZZ_SECONDS=$(FUZZ_SECONDS) each'
+	@echo 'make fuzz      FUZZ_CASES=$(FUZZ_CASES) records against the SSL object, then'
+	@echo '               each fuzz target for FUZZ_SECONDS=$(FUZZ_SECONDS)'
 	@echo 'make windows   comes with a later issue'
 
 bootstrap:
@@ -84,6 +85,7 @@ native: bootstrap
 	TWAPI_TLS_RECORDS=openssl scripts/native-tests
 	scripts/fuzz replay
 	TWAPI_TLS_RECORDS=openssl scripts/fuzz replay session
+	scripts/fuzz cases 50000
 
 # What depends on who seals the records: all but the tests of the house, of
 # another engine and of pure functions.
@@ -141,7 +143,9 @@ clean:
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 FUZZ_SECONDS ?= 600
+FUZZ_CASES ?= 5000000
 fuzz: bootstrap-test
+	scripts/fuzz cases $(FUZZ_CASES)
 	scripts/fuzz $(FUZZ_SECONDS)
 
 windows:

@@ -124,6 +124,7 @@ struct context {
     size_t in_len, in_pos;
     uint8_t *out;          /* output gathered, owned */
     size_t out_len, out_room;
+    bool dry;              /* more input was asked for than there is */
     bool out_failed;       /* no memory for output */
     uint8_t *sink;         /* EncryptMessage: goes straight here */
     size_t sink_room, sink_len;
@@ -165,6 +166,7 @@ static int span_read(BIO *bio, char *dst, size_t cap, size_t *n)
     BIO_clear_retry_flags(bio);
     *n = left < cap ? left : cap;
     if (*n == 0) {
+        c->dry = true;
         BIO_set_retry_read(bio);
         return 0;
     }
@@ -390,15 +392,14 @@ static void message_seen(int sent, int version, int type, const void *buf,
     const uint8_t *m = buf;
 
     (void)version;
-    (void)ssl;
     if (type == SSL3_RT_ALERT && len == 2) {
         /* close_notify and warnings are not why anything failed */
         if (sent) {
             c->alert_sent = m[1];
-        } else if (m[0] == SSL3_AL_FATAL
-                   || (m[1] != SSL_AD_CLOSE_NOTIFY
-                       && m[1] != SSL_AD_USER_CANCELLED
-                       && m[1] != SSL_AD_NO_RENEGOTIATION)) {
+        } else if (SSL_version(ssl) == TLS1_3_VERSION
+                       ? m[1] != SSL_AD_CLOSE_NOTIFY
+                             && m[1] != SSL_AD_USER_CANCELLED
+                       : m[0] == SSL3_AL_FATAL) {
             c->alert_received = m[1];
         }
     } else if (type == SSL3_RT_HANDSHAKE && !sent && len >= 4) {
@@ -1569,17 +1570,20 @@ static bool send_update(struct context *c)
            && tw_records_update(c->records, &c->records->write);
 }
 
-/* One whole message behind a TLS 1.3 handshake; more: bytes that follow it
-   in its record. */
-static SECURITY_STATUS message13(struct context *c, const uint8_t *m,
-                                 size_t len, size_t more)
+/* One whole message behind the handshake, of a kind that judge_message
+   lets pass; more: bytes that follow it in its record. */
+static SECURITY_STATUS message(struct context *c, const uint8_t *m,
+                               size_t len, size_t more)
 {
     SECURITY_STATUS st = SEC_E_OK;
 
+    if (m[0] == SSL3_MT_CLIENT_HELLO) {
+        /* a TLS 1.2 server does not renegotiate, as by libssl's default */
+        return send_alert(c, SSL3_AL_WARNING, SSL_AD_NO_RENEGOTIATION)
+                   ? SEC_E_OK
+                   : records_failed(c, SSL_AD_INTERNAL_ERROR);
+    }
     if (m[0] == SSL3_MT_KEY_UPDATE) {
-        if (len != 5) {
-            return records_failed(c, SSL_AD_DECODE_ERROR);
-        }
         if (m[4] > 1) {
             return records_failed(c, SSL_AD_ILLEGAL_PARAMETER);
         }
@@ -1592,22 +1596,41 @@ static SECURITY_STATUS message13(struct context *c, const uint8_t *m,
         c->update_asked = c->update_asked || m[4] == 1;
         return SEC_E_OK;
     }
-    if (m[0] != SSL3_MT_NEWSESSION_TICKET || c->role != TW_CLIENT) {
-        return records_failed(c, SSL_AD_UNEXPECTED_MESSAGE);
-    }
-    if (c->ssl) {
+    if (c->ssl) { /* a ticket */
         st = feed(c, m, len);
         c->ticket_fed = true;
     }
     return st;
 }
 
-#define MESSAGE_MAX (3u * 65536u) /* a ticket has two fields of 2^16 */
+/* The longest of each kind that libssl takes as well. */
+#define TICKET_MAX 16384u
+#define HELLO_MAX 131396u
 
-/* Handshake bytes behind the handshake, TLS 1.3: messages may be spread
-   over records, and several may lie in one. */
-static SECURITY_STATUS handshake_bytes13(struct context *c,
-                                         const uint8_t *p, size_t n)
+/* A message by its first four bytes: the alert that refuses it, or 0. Told
+   before the rest is waited for. */
+static int judge_message(const struct context *c, const uint8_t *m,
+                         size_t len)
+{
+    bool tls13 = c->records->tls13;
+
+    if (tls13 && m[0] == SSL3_MT_KEY_UPDATE) {
+        return len == 1 ? 0 : len > 1 ? SSL_AD_ILLEGAL_PARAMETER
+                                      : SSL_AD_DECODE_ERROR;
+    }
+    if (tls13 && m[0] == SSL3_MT_NEWSESSION_TICKET && c->role == TW_CLIENT) {
+        return len <= TICKET_MAX ? 0 : SSL_AD_ILLEGAL_PARAMETER;
+    }
+    if (!tls13 && m[0] == SSL3_MT_CLIENT_HELLO && c->role == TW_SERVER) {
+        return len <= HELLO_MAX ? 0 : SSL_AD_ILLEGAL_PARAMETER;
+    }
+    return SSL_AD_UNEXPECTED_MESSAGE;
+}
+
+/* Handshake bytes behind the handshake: messages may be spread over
+   records, and several may lie in one. */
+static SECURITY_STATUS handshake_bytes(struct context *c, const uint8_t *p,
+                                       size_t n)
 {
     SECURITY_STATUS st = SEC_E_OK;
     uint8_t *whole = NULL;
@@ -1629,12 +1652,13 @@ static SECURITY_STATUS handshake_bytes13(struct context *c,
     }
     while (st == SEC_E_OK && n >= 4) {
         size_t len = 4 + ((size_t)p[1] << 16 | (size_t)p[2] << 8 | p[3]);
-        if (len > MESSAGE_MAX) {
-            st = records_failed(c, SSL_AD_ILLEGAL_PARAMETER);
+        int alert = judge_message(c, p, len - 4);
+        if (alert) {
+            st = records_failed(c, alert);
         } else if (n < len) {
             break;
         } else {
-            st = message13(c, p, len, n - len);
+            st = message(c, p, len, n - len);
             any = true;
             p += len;
             n -= len;
@@ -1653,28 +1677,19 @@ static SECURITY_STATUS handshake_bytes13(struct context *c,
     return st != SEC_E_OK ? st : any ? SEC_I_RENEGOTIATE : SEC_E_OK;
 }
 
-/* The same in TLS 1.2: a HelloRequest at a client, which its SSL object
-   answers; a ClientHello at a server, which does not renegotiate. */
-static SECURITY_STATUS handshake_bytes12(struct context *c,
-                                         const uint8_t *p, size_t n)
+/* At a TLS 1.2 client: a HelloRequest, which its SSL object answers. */
+static SECURITY_STATUS hello_request(struct context *c, const uint8_t *p,
+                                     size_t n)
 {
     SECURITY_STATUS st;
 
     if (n == 0) {
         return records_failed(c, SSL_AD_UNEXPECTED_MESSAGE);
     }
-    if (c->ssl) {
-        c->saw_handshake = false;
-        st = feed(c, p, n);
-        return st != SEC_E_OK ? st
-               : c->saw_handshake ? SEC_I_RENEGOTIATE : SEC_E_OK;
-    }
-    if (p[0] != SSL3_MT_CLIENT_HELLO) {
-        return records_failed(c, SSL_AD_UNEXPECTED_MESSAGE);
-    }
-    return send_alert(c, SSL3_AL_WARNING, SSL_AD_NO_RENEGOTIATION)
-               ? SEC_I_RENEGOTIATE
-               : records_failed(c, SSL_AD_INTERNAL_ERROR);
+    c->saw_handshake = false;
+    st = feed(c, p, n);
+    return st != SEC_E_OK ? st
+           : c->saw_handshake ? SEC_I_RENEGOTIATE : SEC_E_OK;
 }
 
 /* RFC 8446, 6; RFC 5246, 7.2. */
@@ -1686,13 +1701,15 @@ static SECURITY_STATUS alert_bytes(struct context *c, const uint8_t *p,
     if (n != 2) {
         return records_failed(c, SSL_AD_DECODE_ERROR);
     }
-    if (p[1] == SSL_AD_CLOSE_NOTIFY) {
+    if (p[1] == SSL_AD_CLOSE_NOTIFY && (tls13 || p[0] == SSL3_AL_WARNING)) {
         return SEC_I_CONTEXT_EXPIRED;
     }
     /* 1.3: all but these two are fatal, whatever the level says */
-    if (p[1] == SSL_AD_USER_CANCELLED
-        || (!tls13 && p[0] == SSL3_AL_WARNING)) {
+    if (tls13 ? p[1] == SSL_AD_USER_CANCELLED : p[0] == SSL3_AL_WARNING) {
         return SEC_E_OK;
+    }
+    if (!tls13 && p[0] != SSL3_AL_FATAL) {
+        return records_failed(c, SSL_AD_ILLEGAL_PARAMETER);
     }
     c->alert_received = p[1];
     forget_session(c);
@@ -1710,6 +1727,7 @@ static SECURITY_STATUS engine_open(struct context *c, const uint8_t *p,
     SECURITY_STATUS st;
     uint8_t type;
     size_t len;
+    bool split;
     enum tw_fault fault =
         tw_records_open(c->records, p, span, dst, &len, &type);
 
@@ -1717,7 +1735,10 @@ static SECURITY_STATUS engine_open(struct context *c, const uint8_t *p,
     if (fault != TW_FAULT_NONE) {
         return records_failed(c, tw_fault_alert(fault));
     }
-    if (type == SSL3_RT_APPLICATION_DATA && c->partial_len == 0) {
+    /* RFC 8446, 5.1: nothing comes between the parts of a message; RFC
+       5246, 6.2.1: it may */
+    split = c->partial_len > 0 && c->records->tls13;
+    if (type == SSL3_RT_APPLICATION_DATA && !split) {
         *n = len;
         if (c->ssl && c->ticket_fed && !ssl_needed(c)) {
             ssl_drop(c, true);
@@ -1725,12 +1746,11 @@ static SECURITY_STATUS engine_open(struct context *c, const uint8_t *p,
         return SEC_E_OK;
     }
     if (type == SSL3_RT_HANDSHAKE) {
-        st = c->records->tls13 ? handshake_bytes13(c, dst, len)
-                               : handshake_bytes12(c, dst, len);
-    } else if (type == SSL3_RT_ALERT && c->partial_len == 0) {
+        st = !c->records->tls13 && c->ssl ? hello_request(c, dst, len)
+                                          : handshake_bytes(c, dst, len);
+    } else if (type == SSL3_RT_ALERT && !split) {
         st = alert_bytes(c, dst, len);
     } else {
-        /* RFC 8446, 5.1: nothing between the parts of a message */
         st = records_failed(c, SSL_AD_UNEXPECTED_MESSAGE);
     }
     OPENSSL_cleanse(dst, len);
@@ -2313,8 +2333,13 @@ static SECURITY_STATUS record_open(struct context *c, uint8_t *p,
     ERR_clear_error();
     /* the SSL object takes the whole record before it gives plaintext, so
        the two may lie in the same memory */
-    r = SSL_read_ex(c->ssl, p + HEADER, span > HEADER ? span - HEADER : 0,
-                    n);
+    do {
+        /* one call takes one message; several may lie in a record */
+        c->dry = false;
+        r = SSL_read_ex(c->ssl, p + HEADER,
+                        span > HEADER ? span - HEADER : 0, n);
+    } while (r != 1 && !c->dry
+             && SSL_get_error(c->ssl, r) == SSL_ERROR_WANT_READ);
     if (r == 1) {
         st = SEC_E_OK;
     } else {

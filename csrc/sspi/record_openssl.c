@@ -383,7 +383,7 @@ size_t tw_records_seal(struct tw_records *r, uint8_t type,
 static enum tw_fault judge_header(const struct tw_records *like,
                                   const uint8_t *rec, size_t span)
 {
-    size_t body = span - HEADER;
+    size_t body = (size_t)rec[3] << 8 | rec[4];
 
     if (like->tls13) {
         /* RFC 8446, 5.2: application_data outside, and 2^14 + 256 */
@@ -409,8 +409,10 @@ static enum tw_fault judge_header(const struct tw_records *like,
         }
     }
     /* too short for a tag is no record of anybody who has the key */
-    return span < (size_t)like->header + like->tail ? TW_FAULT_MAC
-                                                    : TW_FAULT_NONE;
+    return span != HEADER + body
+                   || span < (size_t)like->header + like->tail
+               ? TW_FAULT_MAC
+               : TW_FAULT_NONE;
 }
 
 /* Tag set, additional data, content: into dst, and in TLS 1.3 the last

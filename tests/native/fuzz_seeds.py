@@ -81,6 +81,8 @@ def main(folder: Path) -> None:
                 bytes([1]) + bytes([9, 4, 0, 0x8D, 0, 9, 0, 5, 0x83, 0x87, 8, 0]),
                 bytes([0x44]) + bytes([0, 0x83, 0x80, 3, 0]) * 8,
             ],
+            # choices of fuzz_records.c: any bytes are a stream
+            "records": [bytes(range(start, 256, 7)) * 4 for start in range(4)],
         }
     for name, contents in seeds.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
