@@ -124,6 +124,13 @@ class Play:
         assert len([c for c in script.log() if c[0] == "delete"]) <= int(made)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def full_pool() -> None:
+    """Large blocks are kept for the next who needs one (buffer.c), eight at most."""
+    buffers = [t.Buffer() for _ in range(8)]
+    assert all(buffer.append(bytes(200_000)) for buffer in buffers)
+
+
 @pytest.fixture(autouse=True)
 def no_memory_left() -> Iterator[None]:
     before = t.allocations()[1]
@@ -268,8 +275,21 @@ def test_the_target_becomes_sni_unless_it_is_an_address(target: str | None, sni:
     play.done()
 
 
-@pytest.mark.parametrize("target", [".", "x" * 256])
-def test_an_impossible_target_is_an_argument_error(target: str) -> None:
+@pytest.mark.parametrize(
+    "target",
+    [
+        ".",
+        "x" * 256,
+        b"\xff.example",
+        b"\xc3.example",
+        b"\xc0\xae",
+        b"\xe0\x80\xaf",
+        b"\xed\xa0\x80",
+        b"\xf4\x90\x80\x80",
+        b"a\xf0\x9f\x94",
+    ],
+)
+def test_an_impossible_target_is_an_argument_error(target: str | bytes) -> None:
     with pytest.raises(RuntimeError) as caught:
         Play(target=target)
     assert caught.value.args[0]["status"] == E_ARGUMENT
@@ -1624,6 +1644,40 @@ def life_of_a_client() -> Play:
     return play
 
 
+def life_with_large_tokens() -> Play:
+    """Every buffer grows at every step, also while it is lent out."""
+    play = Play(ask_verdict=True)
+    s = play.session
+    play.add("step", CONTINUE, token=b"a" * 3000, remote=False)
+    play.add("step", INCOMPLETE, input=ANSWER, token=b"b" * 5000)
+    play.add("step", CONTINUE, token=b"c" * 9000, remote=CERT)
+    play.add("step", OK, token=b"d" * 20_000)
+    play.add("decrypt", RENEGOTIATE)
+    play.add("step", OK, token=b"e" * 50_000)
+    for _ in range(8):
+        play.add("encrypt", OK)
+    play.add("control", OK)
+    play.add("step", OK, token=b"f" * 400_000)
+    s.handshake()
+    s.output()
+    s.feed(ANSWER)
+    s.handshake()
+    s.feed(ANSWER)
+    s.handshake()
+    s.verdict(0)
+    s.output()
+    if s.reserve(100_000)[0] == DONE:
+        s.commit(FINISHED)
+    s.handshake()
+    s.feed(R)
+    s.read(100)
+    s.write(bytes(100_000))
+    s.output()
+    s.write(b"more")
+    s.shutdown()
+    return play
+
+
 def life_of_a_server() -> Play:
     play = Play(SERVER, ask_verdict=True, request_cert=True, ask_credentials=True)
     s = play.session
@@ -1642,7 +1696,7 @@ def life_of_a_server() -> Play:
     return play
 
 
-@pytest.mark.parametrize("life", [life_of_a_client, life_of_a_server])
+@pytest.mark.parametrize("life", [life_of_a_client, life_with_large_tokens, life_of_a_server])
 @pytest.mark.parametrize("onward", [False, True], ids=["once", "from then on"])
 def test_every_allocation_refused_in_turn(life: Callable[[], Play], onward: bool) -> None:
     """An error or none, never a crash, a leak or a hang."""

@@ -485,6 +485,7 @@ static PyObject *session_new(PyTypeObject *type, PyObject *args,
     PyObject *cred;
     const char *alpn = NULL;
     Py_ssize_t alpn_len = 0;
+    Py_ssize_t target_len = 0; /* bytes may be no UTF-8 */
     int role;
     int request_cert = 0;
     int ask_verdict = 0;
@@ -495,8 +496,8 @@ static PyObject *session_new(PyTypeObject *type, PyObject *args,
     memset(&config, 0, sizeof(config));
     tw_error_clear(&err);
     if (!PyArg_ParseTupleAndKeywords(
-            args, kwargs, "O!iO|zz#ppppp", names, script_type, &script,
-            &role, &cred, &config.target, &alpn, &alpn_len, &request_cert,
+            args, kwargs, "O!iO|z#z#ppppp", names, script_type, &script,
+            &role, &cred, &config.target, &target_len, &alpn, &alpn_len, &request_cert,
             &ask_verdict, &ask_credentials, &ask_certificate,
             &ragged_eof)) {
         return NULL;
