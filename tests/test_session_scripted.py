@@ -1773,11 +1773,213 @@ def test_each_call_failing_in_turn(slot: str, code: int) -> None:
         assert script_object.alive() == (0, 0, 0, 0)
 
 
+# --- records from memory to memory -------------------------------------------------------
+
+
+def test_reading_straight_into_the_callers_memory() -> None:
+    """Where the engine can; no DecryptMessage then."""
+    play = open_client()
+    play.add("open", OK, input=R + R, data=b"onetwo")
+    play.session.feed(R + R)
+    assert play.session.read(6) == (DONE, b"onetwo")
+    # part of it: the rest is what the next call sees
+    play.add("open", OK, input=R + R, header=len(R), data=b"one")
+    play.add("open", RENEGOTIATE, input=R, data=b"two")
+    play.add("step", OK, token=b"answer")
+    play.session.feed(R + R)
+    assert play.session.read(100) == (DONE, b"onetwo")
+    assert play.take() == b"answer"
+    play.add("open", EXPIRED, data=b"last")
+    play.session.feed(R)
+    assert play.session.read(100) == (DONE, b"last")
+    assert play.session.read(100) == (END, b"")
+    assert play.calls("decrypt") == []
+    play.done()
+
+
+def test_an_engine_that_cannot_for_this_context_is_asked_once() -> None:
+    play = open_client()
+    play.add("open", FAILURES["SEC_E_UNSUPPORTED_FUNCTION"])
+    play.add("decrypt", OK, data=b"one", extra=len(R))
+    play.add("decrypt", OK, data=b"two")
+    play.add("encrypt", OK, input=b"out")
+    play.session.feed(R + R)
+    assert play.session.read(100) == (DONE, b"onetwo")
+    assert play.session.write(b"out") == (DONE, 3)
+    play.done()
+
+
+def test_an_engine_that_opens_nothing_leaves_it_to_decryption() -> None:
+    play = open_client()
+    play.add("open", OK, header=0)
+    play.add("decrypt", OK, data=b"too long")
+    play.session.feed(R)
+    assert play.session.read(4) == (DONE, b"too ")
+    play.done()
+
+
+@by_name({n: c for n, c in FATAL.items() if n != "SEC_E_UNSUPPORTED_FUNCTION"})
+def test_a_failure_on_the_straight_way(code: int) -> None:
+    nomem = code == FAILURES["SEC_E_INSUFFICIENT_MEMORY"]
+    play = open_client()
+    play.add("open", code, data=b"good", header=len(R))
+    play.session.feed(R + R)
+    assert play.session.read(100) == (DONE, b"good")
+    assert play.session.read(100) == (E_NOMEM if nomem else E_TLS, b"")
+    assert play.error["code"] == code
+    play.done()
+
+    play = open_client()
+    play.add("seal", code, token=b"gone out")
+    assert play.session.write(b"data")[0] == (E_NOMEM if nomem else E_TLS)
+    assert play.error["code"] == code
+    play.done()
+
+    play = open_client()
+    play.add("seal", code)
+    assert play.session.convert(False, b"data", 100)[0] == (E_NOMEM if nomem else E_TLS)
+    play.done()
+
+    play = open_client()
+    play.add("open", code)
+    assert play.session.convert(True, R, 100)[0] == (E_NOMEM if nomem else E_TLS)
+    play.done()
+
+
+def test_writing_straight_into_the_output() -> None:
+    play = open_client()
+    play.add("seal", OK, input=b"data", token=b"sealed data")
+    assert play.session.write(b"data") == (DONE, 4)
+    assert play.take() == b"sealed data"
+    # what did not fit goes the other way
+    play.add("seal", OK, input=b"data", header=3, token=b"sealed dat")
+    play.add("encrypt", OK, input=b"a")
+    assert play.session.write(b"data") == (DONE, 4)
+    assert play.take().startswith(b"sealed dat\x17\3\3")
+    play.done()
+
+
+def test_sealing_from_memory_to_memory() -> None:
+    play = open_client()
+    assert play.session.sizes(16385, b"") == (16385 + 2 * 22, 0)
+    play.add("seal", OK, input=b"data", token=b"sealed")
+    assert play.session.convert(False, b"data", 100) == (DONE, 4, b"sealed")
+    # waiting output goes first, so nothing is sealed past it
+    play.add("encrypt", OK, input=b"queued")
+    assert play.session.write(b"queued") == (DONE, 6)
+    assert play.session.convert(False, b"data", 100) == (DONE, 0, b"")
+    play.take()
+    play.add("control", OK)
+    play.add("step", OK)
+    assert play.session.shutdown() == DONE
+    assert play.session.convert(False, b"data", 100) == (E_CLOSED, 0, b"")
+    play.done()
+
+
+def test_opening_from_memory_to_memory() -> None:
+    play = open_client()
+    small = record(bytes(22 + 4))
+    assert play.session.sizes(0, small + small)[1] >= 8
+    play.add("open", OK, input=R + R, header=len(R), data=b"one")
+    play.add("open", OK, input=R, data=b"two")
+    assert play.session.convert(True, R + R, 100) == (DONE, 2 * len(R), b"onetwo")
+    # less than a record, no record, or bytes that wait inside: not this way
+    assert play.session.convert(True, R[:-1], 100) == (DONE, 0, b"")
+    assert play.session.convert(True, b"GET / HTTP", 100) == (DONE, 0, b"")
+    play.session.feed(R[:3])
+    assert play.session.convert(True, R, 100) == (DONE, 0, b"")
+    assert play.session.take_input(10) == R[:3]
+    play.add("open", EXPIRED, data=b"")
+    assert play.session.convert(True, R, 100)[:2] == (DONE, len(R))
+    assert play.facts()["read_ended"]
+    play.add("open", FAILURES["SEC_E_UNSUPPORTED_FUNCTION"])
+    assert play.session.convert(True, R, 100) == (DONE, 0, b"")
+    assert play.script.left() == 1
+
+
+def test_an_engine_that_cannot_open_from_memory() -> None:
+    play = open_client()
+    play.add("open", FAILURES["SEC_E_UNSUPPORTED_FUNCTION"], header=0)
+    assert play.session.convert(True, R, 100) == (DONE, 0, b"")
+    assert play.session.convert(True, R, 100) == (DONE, 0, b"")
+    assert play.session.convert(False, b"x", 100) == (DONE, 0, b"")
+    play.done()
+
+
+def test_before_open_nothing_is_converted() -> None:
+    play = Play()
+    assert play.session.sizes(100, b"")[0] == 0
+    assert play.session.convert(False, b"x", 100) == (E_STATE, 0, b"")
+    play.done()
+
+
+# --- resumption forbidden late, and refusals under new keys -------------------------------
+
+
+def test_a_client_that_must_not_resume_may_begin_again() -> None:
+    """An engine that can be told only through a context, and was told too late."""
+    script = t.Script()
+    script.add("step", CONTINUE, context=0, token=b"first hello", remote=False)
+    script.add("forbid", CONTINUE)
+    script.add("step", CONTINUE, context=0, token=HELLO)
+    script.add("step", OK, context=1, input=ANSWER, remote=CERT)
+    session = t.Session(script, CLIENT, t.Credentials(script, CLIENT, flags=1))
+    assert session.handshake() == WANT_READ
+    assert session.output() == HELLO  # the first one is dropped
+    session.consume(len(HELLO))
+    session.feed(ANSWER)
+    assert session.handshake() == DONE
+    del session
+    assert (script.problem(), script.left(), script.alive()) == ("", 0, (0, 0, 0, 0))
+
+
+@by_name({"OK": OK, **FATAL})
+def test_what_forbidding_resumption_comes_to(code: int) -> None:
+    script = t.Script()
+    script.add("step", CONTINUE, token=HELLO, remote=False)
+    script.add("forbid", code)
+    session = t.Session(script, CLIENT, t.Credentials(script, CLIENT, flags=1))
+    status = session.handshake()
+    if code == OK:
+        assert status == WANT_READ
+    else:
+        assert status == (E_NOMEM if code == FAILURES["SEC_E_INSUFFICIENT_MEMORY"] else E_TLS)
+    del session
+    assert (script.problem(), script.left(), script.alive()) == ("", 0, (0, 0, 0, 0))
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_a_servers_refusal_goes_out_under_the_keys_that_the_peer_expects(protocol: int) -> None:
+    play = Play(SERVER, ask_verdict=True, request_cert=True)
+    play.add("step", CONTINUE, token=ANSWER, remote=False)
+    play.add("step", OK, input=FINISHED, token=b"tickets", remote=CERT, protocol=protocol)
+    if protocol == 4:
+        play.add("control", OK, attribute=2)
+        play.add("step", OK, no_input=True, token=b"sealed alert")
+    play.session.feed(record(sspi.client_hello(), 22))
+    assert play.session.handshake() == WANT_READ
+    assert play.take() == ANSWER
+    play.session.feed(FINISHED)
+    assert play.session.handshake() == WANT_VERDICT
+    assert play.session.verdict(FAILURES["SEC_E_CERT_EXPIRED"]) == E_REFUSED
+    assert play.take() == (b"sealed alert" if protocol == 4 else plain_alert(45))
+    assert play.error["alert_sent"] == 45
+    play.done()
+
+
+def test_the_ragged_end_can_be_chosen_late() -> None:
+    play = open_client()
+    play.session.ragged(True)
+    play.session.feed_eof()
+    assert play.session.read(10) == (END, b"")
+    play.done()
+
+
 # --- anything in any order -----------------------------------------------------------------
 
 _status = st.sampled_from([OK, CONTINUE, LACKING, EXPIRED, RENEGOTIATE, INCOMPLETE, INTERNAL])
 _entry = st.tuples(
-    st.sampled_from(["step", "encrypt", "decrypt", "control", "query", "verdict"]),
+    st.sampled_from(["step", "encrypt", "decrypt", "control", "query", "verdict", "open", "seal"]),
     _status,
     st.fixed_dictionaries(
         {},

@@ -62,7 +62,7 @@ static struct tw_script *used;
 
 static const char *const slot_names[TW_SLOT_COUNT] = {
     "step", "encrypt", "decrypt", "control",
-    "query", "acquire", "verdict", "delete",
+    "query", "acquire", "verdict", "seal", "open", "forbid", "delete",
 };
 
 /* --- bookkeeping that does not fail on purpose --- */
@@ -751,6 +751,68 @@ static enum tw_status acquire(const struct tw_credentials_config *config,
     return TW_DONE;
 }
 
+/* seal and open: what is given, and how much of src was taken. */
+static SECURITY_STATUS convert(CtxtHandle *handle, enum tw_slot slot,
+                               const uint8_t *src, size_t len, uint8_t *dst,
+                               size_t room, size_t *taken, size_t *made)
+{
+    struct tw_script *s = script_of(handle);
+    struct tw_script_entry *e = s == NULL ? NULL : optional(s, slot);
+    struct tw_script_call *call;
+    const uint8_t *given;
+    size_t n;
+
+    *taken = 0;
+    *made = 0;
+    if (e == NULL) {
+        return SEC_E_UNSUPPORTED_FUNCTION;
+    }
+    call = note(s, slot);
+    call->has_context = 1;
+    call->input = keep(src, len);
+    call->input_len = len;
+    given = slot == TW_SLOT_SEAL ? e->token : e->data;
+    n = slot == TW_SLOT_SEAL ? e->token_len : e->data_len;
+    if (input_differs(e, call) || n > room) {
+        complain(s, "with the wrong memory", slot);
+        return call->status = SEC_E_INTERNAL_ERROR;
+    }
+    if (n > 0) {
+        memcpy(dst, given, n);
+    }
+    *made = n;
+    *taken = e->header < 0 || (size_t)e->header > len ? len
+                                                      : (size_t)e->header;
+    return played(s, e);
+}
+
+static SECURITY_STATUS seal(CtxtHandle *handle, const uint8_t *src,
+                            size_t len, uint8_t *dst, size_t room,
+                            size_t *taken, size_t *made)
+{
+    return convert(handle, TW_SLOT_SEAL, src, len, dst, room, taken, made);
+}
+
+static SECURITY_STATUS open_records(CtxtHandle *handle, const uint8_t *src,
+                                    size_t len, uint8_t *dst, size_t room,
+                                    size_t *used, size_t *made)
+{
+    return convert(handle, TW_SLOT_OPEN, src, len, dst, room, used, made);
+}
+
+static SECURITY_STATUS forbid_resumption(CtxtHandle *handle)
+{
+    struct tw_script *s = script_of(handle);
+    struct tw_script_entry *e = s == NULL ? NULL
+                                          : optional(s, TW_SLOT_FORBID);
+
+    if (e == NULL) {
+        return SEC_E_OK;
+    }
+    note(s, TW_SLOT_FORBID)->has_context = 1;
+    return played(s, e);
+}
+
 static SECURITY_STATUS verdict(CtxtHandle *handle, SECURITY_STATUS code,
                                uint8_t *alert, size_t *alert_len)
 {
@@ -987,6 +1049,9 @@ const struct tw_provider tw_provider_scripted = {
     .version = version,
     .fips = fips,
     .acquire = acquire,
+    .seal = seal,
+    .open = open_records,
+    .forbid_resumption = forbid_resumption,
     .verdict = verdict,
     .remote_cert = remote_cert,
     .local_cert = local_cert,

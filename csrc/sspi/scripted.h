@@ -33,6 +33,9 @@ enum tw_slot {
     TW_SLOT_QUERY,
     TW_SLOT_ACQUIRE,
     TW_SLOT_VERDICT,
+    TW_SLOT_SEAL,    /* tw_provider.seal, .open and .forbid_resumption; an */
+    TW_SLOT_OPEN,    /* engine without them where the script has no entry */
+    TW_SLOT_FORBID,
     TW_SLOT_DELETE,  /* in the log only */
     TW_SLOT_COUNT
 };
@@ -77,7 +80,8 @@ struct tw_script_entry {
     size_t data_len;
     struct tw_script_part parts[4]; /* decrypt: the buffers after it */
     size_t part_count;     /* 0: HEADER, DATA, TRAILER and EXTRA */
-    int64_t header, trailer; /* encrypt: lengths after; below 0: all */
+    int64_t header, trailer; /* encrypt: lengths after; below 0: all.
+                                seal, open: header is what was taken */
     /* the world after the call */
     unsigned int set;      /* TW_WORLD_... */
     enum tw_script_remote remote;

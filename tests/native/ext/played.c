@@ -18,7 +18,7 @@ static PyTypeObject *credentials_type;
 
 static const char *const slot_names[TW_SLOT_COUNT] = {
     "step", "encrypt", "decrypt", "control",
-    "query", "acquire", "verdict", "delete",
+    "query", "acquire", "verdict", "seal", "open", "forbid", "delete",
 };
 
 struct script {
@@ -362,7 +362,8 @@ static PyObject *error_dict(const struct tw_error *e)
 static PyObject *credentials_new(PyTypeObject *type, PyObject *args,
                                  PyObject *kwargs)
 {
-    static char *names[] = {"script", "role", "certs", "store", NULL};
+    static char *names[] = {"script", "role", "certs", "store", "flags",
+                            NULL};
     struct tw_credentials_config config;
     struct tw_cert *certs[8];
     struct tw_store *store = NULL;
@@ -372,12 +373,13 @@ static PyObject *credentials_new(PyTypeObject *type, PyObject *args,
     PyObject *list = NULL;
     int role;
     int with_store = 0;
+    unsigned long flags = 0; /* TW_CRED_... */
     Py_ssize_t n = 0;
     Py_ssize_t i;
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!i|Op", names,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!i|Opk", names,
                                      script_type, &script, &role, &list,
-                                     &with_store)) {
+                                     &with_store, &flags)) {
         return NULL;
     }
     memset(&config, 0, sizeof(config));
@@ -401,6 +403,7 @@ static PyObject *credentials_new(PyTypeObject *type, PyObject *args,
     }
     n = i;
     config.role = (enum tw_role)role;
+    config.flags = (uint32_t)flags;
     config.certs = certs;
     config.cert_count = (size_t)n;
     if (with_store) {
@@ -690,6 +693,63 @@ static PyObject *session_write(PyObject *self, PyObject *arg)
     return Py_BuildValue("(in)", (int)st, (Py_ssize_t)n);
 }
 
+/* convert(open, data, room) -> (status, taken, bytes): tw_session_open or
+   tw_session_seal */
+static PyObject *session_convert(PyObject *self, PyObject *args)
+{
+    struct tw_error *err;
+    struct tw_session *s;
+    const char *data;
+    Py_ssize_t len;
+    Py_ssize_t room;
+    uint8_t *dst;
+    size_t taken = 0;
+    size_t made = 0;
+    enum tw_status st;
+    PyObject *answer;
+    int opens;
+
+    if (!PyArg_ParseTuple(args, "py#n:convert", &opens, &data, &len,
+                          &room)) {
+        return NULL;
+    }
+    dst = PyMem_Malloc((size_t)room + 1);
+    if (dst == NULL) {
+        return PyErr_NoMemory();
+    }
+    s = of(self, &err);
+    st = opens ? tw_session_open(s, (const uint8_t *)data, (size_t)len, dst,
+                                 (size_t)room, &taken, &made, err)
+               : tw_session_seal(s, (const uint8_t *)data, (size_t)len, dst,
+                                 (size_t)room, &taken, &made, err);
+    answer = Py_BuildValue("(iny#)", (int)st, (Py_ssize_t)taken,
+                           (char *)dst, (Py_ssize_t)made);
+    PyMem_Free(dst);
+    return answer;
+}
+
+/* sizes(n, data) -> (sealed size of n bytes, content size of data) */
+static PyObject *session_sizes(PyObject *self, PyObject *args)
+{
+    Py_ssize_t n;
+    const char *data;
+    Py_ssize_t len;
+
+    if (!PyArg_ParseTuple(args, "ny#:sizes", &n, &data, &len)) {
+        return NULL;
+    }
+    return Py_BuildValue(
+        "(nn)", (Py_ssize_t)tw_session_sealed_size(of(self, NULL), (size_t)n),
+        (Py_ssize_t)tw_session_content_size(
+            of(self, NULL), (const uint8_t *)data, (size_t)len));
+}
+
+static PyObject *session_ragged(PyObject *self, PyObject *arg)
+{
+    tw_session_set_ragged_eof(of(self, NULL), PyObject_IsTrue(arg) == 1);
+    Py_RETURN_NONE;
+}
+
 static PyObject *session_shutdown(PyObject *self, PyObject *ignored)
 {
     struct tw_error *err;
@@ -850,6 +910,9 @@ static PyMethodDef session_methods[] = {
     {"take_input", session_take_input, METH_O, NULL},
     {"read", session_read, METH_O, NULL},
     {"write", session_write, METH_O, NULL},
+    {"convert", session_convert, METH_VARARGS, NULL},
+    {"sizes", session_sizes, METH_VARARGS, NULL},
+    {"ragged", session_ragged, METH_O, NULL},
     {"shutdown", session_shutdown, METH_NOARGS, NULL},
     {"abort", session_abort, METH_NOARGS, NULL},
     {"verdict", session_verdict, METH_VARARGS, NULL},
