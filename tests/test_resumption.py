@@ -23,9 +23,10 @@ VERSIONS = pytest.mark.parametrize("version", ["tls1.2", "tls1.3"])
 class World:
     def __init__(self) -> None:
         self.root = authority("Root")
-        self.server = mint("server", self.root, names=["localhost", "other.example"])
-        self.alice = mint("Alice", self.root, eku=[CLIENT_AUTH])
-        self.bob = mint("Bob", self.root, eku=[CLIENT_AUTH])
+        self.middle = authority("Intermediate", self.root)
+        self.server = mint("server", self.middle, names=["localhost", "other.example"])
+        self.alice = mint("Alice", self.middle, eku=[CLIENT_AUTH])
+        self.bob = mint("Bob", self.middle, eku=[CLIENT_AUTH])
 
 
 @pytest.fixture(scope="module")
@@ -60,14 +61,21 @@ def test_the_same_certificate_is_told_again(world: World, version: str, mutual: 
     theirs = server(world.server)
     for expected in (False, True, True):
         connection = connect(ours, theirs, mutualauth=mutual)
-        assert tls.sspi_remote_cert(connection.client).der() == world.server.der
+        assert sent(connection.client) == [world.server.der, world.middle.der]
+        assert tls.sspi_local_cert(connection.server).der() == world.server.der
         if mutual:
-            assert tls.sspi_remote_cert(connection.server).der() == world.alice.der
+            assert sent(connection.server) == [world.alice.der, world.middle.der]
+            assert tls.sspi_local_cert(connection.client).der() == world.alice.der
         else:
             with pytest.raises(TLSError) as caught:
                 tls.sspi_remote_cert(connection.server)
             assert caught.value.name == "SEC_E_NO_CREDENTIALS"
         assert resumed(connection) is expected
+
+
+def sent(end: SspiContext) -> list[bytes]:
+    """What the peer sent with its certificate: intermediates to verify it by."""
+    return [cert.der() for cert in tls.sspi_remote_cert(end).chain()]
 
 
 @VERSIONS

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from certs import Pki
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import pkcs7
 from cryptography.x509.oid import NameOID
 from hypothesis import HealthCheck, given, settings
@@ -522,6 +523,51 @@ def test_a_failed_import_changes_nothing(chain: list[Minted]) -> None:
     with pytest.raises(ValueError):
         store.native.import_("pem", chain[1].pem + mint("x").key_pem())
     assert ders(store) == [chain[2].der]
+
+
+def test_many_threads_on_one_store(chain: list[Minted]) -> None:
+    """Adding, searching, exporting and verifying at once: nothing lost, nothing torn."""
+    store = tls.cert_temporary_store(pem=chain[1].pem + chain[2].pem)
+    key = ec.generate_private_key(ec.SECP256R1())
+    lots = [[mint(f"{lot} {n}", chain[1], key=key).der for n in range(20)] for lot in range(3)]
+    anchors = root_of(chain[2])
+    failures: list[BaseException] = []
+    finished = threading.Event()
+
+    def add(certs: list[bytes]) -> None:
+        for der in certs:
+            tls.cert_store_add_encoded_certificate(store, der)
+
+    def use() -> None:
+        while not finished.is_set():
+            assert tls.cert_store_find_certificate(store, "subject_name", "CN=Store root")
+            tls.cert_temporary_store(serialized=tls.cert_store_serialize(store))
+            for cert in store:
+                verdict = tls.cert_tls_verify(
+                    cert, None, store, anchors, "none", ignoreerrors=["usage"]
+                )
+                assert verdict == "ok"
+
+    def guarded(work: Callable[..., None], *arguments: object) -> None:
+        try:
+            work(*arguments)
+        except BaseException as error:
+            failures.append(error)
+
+    users = [threading.Thread(target=guarded, args=(use,)) for _ in range(2)]
+    adders = [threading.Thread(target=guarded, args=(add, lot)) for lot in lots]
+    for thread in [*users, *adders]:
+        thread.start()
+    for thread in adders:
+        thread.join(30)
+    finished.set()
+    for thread in users:
+        thread.join(30)
+    assert failures == []
+    assert set(ders(store)) == {der for lot in lots for der in lot} | {
+        chain[1].der,
+        chain[2].der,
+    }
 
 
 # --- releasing

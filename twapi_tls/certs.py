@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal
 
 from . import _native
-from .errors import code
+from .errors import Deadline, code
 from .names import a_label
 
 if TYPE_CHECKING:
@@ -475,11 +475,12 @@ def cert_fetch(host: str, port: int = 443, *, timeout: float | None = 30.0) -> C
     """The certificate that a server shows, unverified; no data moves.
 
     The connection is refused as soon as the certificate is known.
-    ``timeout`` in seconds. Raises what the connect raises, TLSError, and
+    ``timeout`` in seconds, for all of it. Raises what the connect raises, TLSError, and
     TLSTimeoutError.
     """
     credentials = _native.Credentials("client", resume=False)
     session = _native.Session("client", credentials, target=a_label(host))
+    deadline = Deadline(timeout)
     fd = socket.create_connection((host, port), timeout).detach()
     try:
         session.attach(fd)
@@ -487,10 +488,10 @@ def cert_fetch(host: str, port: int = 443, *, timeout: float | None = 30.0) -> C
         socket.close(fd)
         raise
     try:
-        status = session.handshake(timeout)
+        status = session.handshake(deadline.left())
         while status == _native.WANT_CERTIFICATE:
             session.set_certificate(None)
-            status = session.handshake(timeout)
+            status = session.handshake(deadline.left())
         cert = Certificate(session.remote_cert())
         if status == _native.WANT_VERDICT:
             with suppress(OSError):
