@@ -22,7 +22,18 @@ import pytest
 from certs import Pki
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
-from memory import Connection, client, connect, negotiate, roots, server, store_with, tell
+from memory import (
+    Connection,
+    bytewise,
+    client,
+    connect,
+    negotiate,
+    roots,
+    server,
+    store_with,
+    tell,
+    whole,
+)
 from mint import CLIENT_AUTH, DAY, authority, mint
 
 import twapi_tls as tls
@@ -572,6 +583,27 @@ def test_a_chooser_is_told_the_issuers(world: World, version: str, answer: str) 
                 with pytest.raises(TLSError) as caught:
                     end()
                 assert caught.value.name == "SEC_E_NO_CREDENTIALS"
+
+
+@VERSIONS
+@pytest.mark.parametrize("chunks", [whole, bytewise])
+def test_a_chooser_is_not_asked_for_a_server_that_is_refused(
+    world: World, version: str, chunks: Any
+) -> None:
+    """Who we are is told to nobody before it is known who asks."""
+    asked: list[str] = []
+
+    def chooser(context: SspiContext, issuers: list[bytes]) -> None:
+        asked.append(version)
+
+    theirs = server(mint("x", world.middle, names=["other.example"]))
+    ours = client(world.root, protocols=version, clientcertificate=chooser)
+    with pytest.raises(TLSError) as caught:
+        connect(ours, theirs, mutualauth=True, chunks=chunks)
+    assert caught.value.name == "SEC_E_WRONG_PRINCIPAL"
+    assert asked == []
+    with connect(ours, theirs, "other.example", mutualauth=True, chunks=chunks):
+        assert asked == [version]
 
 
 @VERSIONS
