@@ -23,7 +23,7 @@ EXT_FILES := $(wildcard tests/native/ext/*.[ch]) tests/native/setup.py
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint native bench interop stress sanitize valgrind clean windows fuzz \
-	bootstrap bootstrap-test
+	bootstrap bootstrap-test wheel
 
 help:
 	@echo 'make demo      build, then show server and client on this machine'
@@ -34,6 +34,7 @@ help:
 	@echo 'make stress    the long runs'
 	@echo 'make sanitize  the tests with $(SANITIZERS)'
 	@echo 'make valgrind  the C unit programs under valgrind'
+	@echo 'make wheel     sdist and wheel, repaired, audited, tested on each Python'
 	@echo 'make clean     remove what was built'
 	@echo 'make fuzz      FUZZ_CASES=$(FUZZ_CASES) records against the SSL object, then'
 	@echo '               each fuzz target for FUZZ_SECONDS=$(FUZZ_SECONDS)'
@@ -135,6 +136,16 @@ valgrind: bootstrap-test
 		valgrind -q --leak-check=full --errors-for-leak-kinds=definite \
 			--error-exitcode=9 $$program || exit 1; \
 	done
+
+# The released files, and the tests against them: WHEEL_PYTHONS, those there are.
+WHEEL_PYTHONS ?= $(shell for v in 3.11 3.12 3.13 3.14; do \
+	p=$$(ls -d $(HOME)/.pyenv/versions/$$v.*/bin/python$$v 2>/dev/null | tail -n1); \
+	p=$${p:-$$(command -v python$$v)}; [ -n "$$p" ] && $$p -c 1 2>/dev/null && echo $$p; done)
+wheel: bootstrap-test $(STAMPS)/dev
+	$(PIP) install --no-build-isolation --editable '.[cli,test,dev,release]'
+	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/wheel $(VPY)
+	scripts/wheel-test dist/*.whl $(WHEEL_PYTHONS)
+	PYTEST_ARGS='tests/test_session.py' scripts/wheel-test dist/*.tar.gz $(firstword $(WHEEL_PYTHONS))
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -544,8 +544,17 @@ def test_version_1_has_no_extensions() -> None:
     assert tls.cert_subject_name(cert) == "Version one"
 
 
+def short(text: str) -> bool:
+    """Some versions of ``cryptography`` take X.520's 64 for bytes."""
+    return len(text.encode()) <= 64
+
+
 @settings(max_examples=40)
-@given(text=st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=64))
+@given(
+    text=st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=64).filter(
+        short
+    )
+)
 def test_any_text_is_a_name(text: str) -> None:
     minted = mint(name(text), key=_KEY)
     cert = imported(minted)
