@@ -10,6 +10,7 @@
 #define TW_PYTHON_MODULE_H
 
 #define PY_SSIZE_T_CLEAN
+#include <pyconfig.h> /* says whether there is a GIL */
 #if !defined(Py_LIMITED_API) && !defined(Py_GIL_DISABLED)
 #define Py_LIMITED_API 0x030B0000
 #endif
