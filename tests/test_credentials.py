@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 from certs import Pki
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import rsa
 from memory import (
     Connection,
@@ -649,13 +650,14 @@ def test_many_issuers(world: World, version: str) -> None:
 # --- what the system says
 
 
-def run_under(configuration: str, program: str, folder: Path) -> Any:
+POLICY = "openssl_conf = start\n[start]\nssl_conf = ssl\n[ssl]\nsystem_default = policy\n[policy]\n"
+FIPS = "openssl_conf = start\n[start]\nalg_section = algorithms\n[algorithms]\n"
+
+
+def run_under(configuration: str, program: str, folder: Path, head: str = POLICY) -> Any:
     """A Python program's JSON answer, under this openssl.cnf."""
     path = folder / "openssl.cnf"
-    path.write_text(
-        "openssl_conf = start\n[start]\nssl_conf = ssl\n[ssl]\nsystem_default = policy\n"
-        f"[policy]\n{configuration}\n"
-    )
+    path.write_text(f"{head}{configuration}\n")
     environment = {**os.environ, "OPENSSL_CONF": str(path)}
     environment["PYTHONPATH"] = os.pathsep.join(sys.path)
     answer = subprocess.run(
@@ -674,6 +676,7 @@ PROGRAM = """
 import twapi_tls as tls
 from memory import client, connect, server
 from mint import authority, mint
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import rsa
 root = authority("root")
 leaf = mint("x", root, names=["localhost"], key=rsa.generate_private_key(65537, 2048),
@@ -726,6 +729,30 @@ def test_the_engine_and_fips_are_told() -> None:
             check=True,
         ).stdout
         assert tls.engine.fips in (("fips" in listed), None)
+
+
+@pytest.mark.skipif(tls.engine.name != "openssl", reason="openssl.cnf is OpenSSL's")
+def test_fips_mode_is_told_and_kept_to(tmp_path: Path) -> None:
+    """Demanded without a FIPS provider, nothing can be done; thumbprints are no protection."""
+    cert = mint("x")
+    program = f"""
+import twapi_tls as tls
+cert = tls.cert_import(bytes.fromhex({cert.der.hex()!r}))
+found = [tls.engine.fips, tls.cert_thumbprint(cert), tls.cert_thumbprint(cert, "sha256")]
+try:
+    tls.sspi_acquire_credentials()
+    found.append("acquired")
+except tls.TLSError as error:
+    found.append(str(error))
+print(json.dumps(found))
+"""
+    told, sha1, sha256, outcome = run_under(
+        "default_properties = fips=yes", program, tmp_path, FIPS
+    )
+    assert told in (True, 1)
+    assert sha1 == cert.certificate.fingerprint(hashes.SHA1()).hex()
+    assert sha256 == cert.certificate.fingerprint(hashes.SHA256()).hex()
+    assert "FIPS provider" in outcome
 
 
 @pytest.mark.peers

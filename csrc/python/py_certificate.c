@@ -210,6 +210,8 @@ static PyObject *certificate_digest(PyObject *self, PyObject *const *args,
                                     Py_ssize_t count, PyObject *kwnames)
 {
     const struct tw_signature sig = {"digest", NAMES("bytes"), 1, 1};
+    static const uint8_t none[32];
+    struct tw_error err;
     PyObject *given[1];
     uint8_t out[32];
     int64_t size = 0;
@@ -223,6 +225,13 @@ static PyObject *certificate_digest(PyObject *self, PyObject *const *args,
         return NULL;
     }
     tw_provider_default()->cert_digest(cert_of(self), (int)size, out);
+    if (memcmp(out, none, (size_t)size) == 0) {
+        (void)tw_error_set(&err, TW_E_UNSUPPORTED,
+                           SEC_E_UNSUPPORTED_FUNCTION,
+                           "the engine does not offer SHA-%s",
+                           size == 20 ? "1" : "256");
+        return tw_error_raise(tw_module_of(self), &err);
+    }
     return PyBytes_FromStringAndSize((const char *)out, (Py_ssize_t)size);
 }
 

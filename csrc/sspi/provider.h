@@ -252,7 +252,8 @@ struct tw_provider {
      */
     enum tw_status (*cert_info)(struct tw_cert *, tw_sink, void *arg,
                                 struct tw_error *err);
-    /* SHA-1 (20 bytes) or SHA-256 (32 bytes) of the DER. */
+    /* SHA-1 (20 bytes) or SHA-256 (32 bytes) of the DER; all zero if the
+       engine has no such digest. */
     void (*cert_digest)(struct tw_cert *, int bytes, uint8_t *out);
     /* Verdict in *out; TW_DONE also for a bad certificate: an error is
        returned only if the verification could not run. */

@@ -889,8 +889,12 @@ static enum tw_status acquire(const struct tw_credentials_config *config,
                                     ? TLS_server_method()
                                     : TLS_client_method());
     if (!cred->ssl_ctx) {
-        st = tw_openssl_fail(err, TW_E_TLS, SEC_E_INTERNAL_ERROR,
-                             "OpenSSL could not be set up");
+        st = tw_openssl_fail(
+            err, TW_E_TLS, SEC_E_INTERNAL_ERROR,
+            EVP_default_properties_is_fips_enabled(NULL)
+                ? "OpenSSL could not be set up (FIPS mode is on: does"
+                  " openssl.cnf load the FIPS provider?)"
+                : "OpenSSL could not be set up");
     } else {
         st = configure(cred, config, err);
     }
