@@ -491,6 +491,19 @@ static struct step run_step_lock_held(struct tw_session *s, uint8_t *in,
 
 /* --- alerts, and failures of the engine --- */
 
+/* Which alert these bytes for the peer are: in the clear, or as the engine
+   tells, or else as was meant. */
+static int told_lock_held(struct tw_session *s, const uint8_t *data,
+                          size_t len, int meant)
+{
+    int alert = alert_in(data, len);
+
+    if (alert < 0 && s->provider->alert_sent != NULL) {
+        alert = s->provider->alert_sent(&s->ctx);
+    }
+    return alert >= 0 ? alert : meant;
+}
+
 /*
  * Tells the peer why: the engine's alert, made from `alert` by
  * ApplyControlToken and a step, or one without keys during the first
@@ -502,7 +515,7 @@ static void send_alert_lock_held(struct tw_session *s, int alert)
     SecBuffer buffer;
     SecBufferDesc desc = {SECBUFFER_VERSION, 1, NULL};
     bool sent = false;
-    int plain;
+    int told;
 
     desc.pBuffers = &buffer;
     tw_buffer_free(&s->held);
@@ -519,10 +532,10 @@ static void send_alert_lock_held(struct tw_session *s, int alert)
         s->dead = true;
     }
     if (sent) {
-        plain = alert_in(tw_buffer_head(&s->held),
-                         tw_buffer_length(&s->held));
+        told = told_lock_held(s, tw_buffer_head(&s->held),
+                              tw_buffer_length(&s->held), alert);
         if (release_lock_held(s)) {
-            s->error.alert_sent = (int16_t)(plain >= 0 ? plain : alert);
+            s->error.alert_sent = (int16_t)told;
         }
     } else if (s->state != TW_OPEN) {
         plain_alert_lock_held(s, alert);
@@ -577,8 +590,8 @@ static enum tw_status engine_failed_lock_held(struct tw_session *s,
     (void)tw_error_set(&s->error, TW_E_TLS, (int32_t)status, "%s",
                        tw_code_text((int32_t)status));
     if (tw_buffer_length(&s->held) > 0) {
-        sent = alert_in(tw_buffer_head(&s->held),
-                        tw_buffer_length(&s->held));
+        sent = told_lock_held(s, tw_buffer_head(&s->held),
+                              tw_buffer_length(&s->held), -1);
         if (release_lock_held(s) && sent >= 0) {
             s->error.alert_sent = (int16_t)sent;
         }
@@ -1030,9 +1043,8 @@ static enum tw_status refuse_lock_held(struct tw_session *s, int32_t code,
                            : tw_code_text(code));
     if (len > 0 && len <= sizeof(alert)) {
         if (output_append_lock_held(s, alert, len)) {
-            s->error.alert_sent = (int16_t)(alert_in(alert, len) >= 0
-                                                ? alert_in(alert, len)
-                                                : number);
+            s->error.alert_sent =
+                (int16_t)told_lock_held(s, alert, len, number);
         }
     } else if (has_new_keys_lock_held(s)) {
         s->dead = false;

@@ -229,6 +229,9 @@ struct tw_provider {
     void (*ocsp)(CtxtHandle *, tw_sink, void *arg);
     /* The last alert of the peer (number), or -1. */
     int (*alert_received)(CtxtHandle *);
+    /* The last alert that the engine made (number), or -1. NULL: it does
+       not tell. */
+    int (*alert_sent)(CtxtHandle *);
 
     /* --- certificates --- */
     struct tw_cert *(*cert_ref)(struct tw_cert *);

@@ -1200,6 +1200,14 @@ static void report_missing(SecBufferDesc *in, size_t missing)
 
 /* ------------------------------------------------- feeding by records */
 
+/* No record begins so: a type, version or length that there is not. */
+static bool header_broken(const uint8_t *p, size_t len)
+{
+    return len >= HEADER
+           && (p[0] < 20 || p[0] > 24 || p[1] != 3
+               || ((size_t)p[3] << 8 | p[4]) > LENGTH_MAX);
+}
+
 /* The length of the first record, or 0 with *missing. A header that no
    record can have counts as whole: the SSL object is to refuse it. */
 static size_t record_span(const uint8_t *p, size_t len, size_t *missing)
@@ -1207,21 +1215,14 @@ static size_t record_span(const uint8_t *p, size_t len, size_t *missing)
     size_t body;
 
     *missing = 0;
-    if (len > 0 && (p[0] < 20 || p[0] > 24)) {
-        if (len < HEADER) {
-            *missing = HEADER - len;
-            return 0;
-        }
-        return len;
-    }
     if (len < HEADER) {
         *missing = HEADER - len;
         return 0;
     }
-    body = (size_t)p[3] << 8 | p[4];
-    if (p[1] != 3 || body > LENGTH_MAX) {
-        return HEADER;
+    if (header_broken(p, len)) {
+        return p[0] < 20 || p[0] > 24 ? len : HEADER;
     }
+    body = (size_t)p[3] << 8 | p[4];
     if (len - HEADER < body) {
         *missing = body - (len - HEADER);
         return 0;
@@ -2552,7 +2553,8 @@ static SECURITY_STATUS open_records(CtxtHandle *ctx, const uint8_t *src,
     }
     while (st == SEC_E_OK && n > 0) {
         size_t span = record_span(src + *used, len - *used, &missing);
-        if (span == 0
+        /* A header that is none stands for itself: who reads it judges it. */
+        if (span == 0 || header_broken(src + *used, len - *used)
             || tw_records_content(c->records, span) > room - *made) {
             break;
         }
@@ -3028,6 +3030,13 @@ static int alert_received(CtxtHandle *ctx)
     return c ? c->alert_received : -1;
 }
 
+static int alert_sent(CtxtHandle *ctx)
+{
+    struct context *c = context_at(ctx);
+
+    return c ? c->alert_sent : -1;
+}
+
 static const SecurityFunctionTableW function_table = {
     .FreeCredentialsHandle = free_credentials_handle,
     .InitializeSecurityContextW = initialize_security_context,
@@ -3072,6 +3081,7 @@ const struct tw_provider tw_provider_openssl = {
     .issuers = issuers,
     .ocsp = ocsp,
     .alert_received = alert_received,
+    .alert_sent = alert_sent,
     .cert_ref = tw_openssl_cert_ref,
     .cert_free = tw_openssl_cert_free,
     .cert_der = tw_openssl_cert_der,
