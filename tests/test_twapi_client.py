@@ -2,7 +2,7 @@
 
 The original asks servers on the Internet. Here Python's own ssl serves on
 loopback, with certificates that are good or bad as the original's hosts were.
-See twapi_ports.md for what became of each.
+See PORTED.md for what became of each.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """TWAPI's tls.test, ported: the echo servers, tlsIO-* and starttlsIO-*.
 
-Both ends are ours. See twapi_ports.md for what became of each original.
+Both ends are ours. See PORTED.md for what became of each original.
 """
 
 from __future__ import annotations

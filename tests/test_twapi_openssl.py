@@ -1,7 +1,7 @@
 """TWAPI's tls.test, ported: tls-client-openssl-* and tls-server-openssl-*.
 
 The peers are ``openssl s_server`` and ``openssl s_client``, as in the original.
-See twapi_ports.md for what became of each.
+See PORTED.md for what became of each.
 """
 
 from __future__ import annotations
