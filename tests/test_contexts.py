@@ -380,6 +380,7 @@ def test_delete_is_idempotent_and_final(world: World) -> None:
         tls.sspi_step(connection.server)
 
 
+@pytest.mark.peers
 def test_a_channels_context_is_moved_by_the_channel_alone(pki: Pki) -> None:
     credentials = tls.sspi_acquire_credentials(
         credentials=tls.sspi_schannel_credentials(
@@ -652,6 +653,7 @@ def test_renegotiation_of_openssl(pki: Pki) -> None:
         assert tls.sspi_remote_cert(ours.context).der() == pki.server.leaf_der
 
 
+@pytest.mark.peers
 def test_an_unanswered_key_update_keeps_its_order(pki: Pki) -> None:
     """Data encrypted before the step that renegotiate asks for is not lost."""
     with peers.openssl_server(pki.server) as peer, carried(pki, "tls1.3", peer.port) as ours:

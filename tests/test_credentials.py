@@ -18,6 +18,7 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+import peers
 import pytest
 from certs import Pki
 from cryptography import x509
@@ -717,12 +718,13 @@ def test_the_security_level_holds_for_chains_as_well(tmp_path: Path) -> None:
     assert verdict == "signature"
 
 
+@pytest.mark.peers
 def test_the_engine_and_fips_are_told() -> None:
     assert tls.engine.name in ("openssl", "schannel")
     assert any(digit in tls.engine.version for digit in "0123456789")
     if tls.engine.name == "openssl":
         listed = subprocess.run(
-            ["openssl", "list", "-providers"],
+            [peers.require("openssl"), "list", "-providers"],
             capture_output=True,
             text=True,
             timeout=30,
@@ -758,8 +760,6 @@ print(json.dumps(found))
 @pytest.mark.peers
 def test_the_documented_way_of_a_server(pki: Pki) -> None:
     """Store, find, acquire, release: the credentials survive (TWAPI.md, 2.3)."""
-    from peers import openssl_client
-
     store = tls.cert_temporary_store(pfx=pki.server.pfx_bytes, password="correct horse")
     cert = tls.cert_store_find_certificate(store, "subject_substring", "localhost")
     assert cert is not None
@@ -772,7 +772,7 @@ def test_the_documented_way_of_a_server(pki: Pki) -> None:
     tls.cert_store_release(store)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(10)
-        with openssl_client(listener.getsockname()[1], ca=pki.root) as peer:
+        with peers.openssl_client(listener.getsockname()[1], ca=pki.root) as peer:
             sock, _ = listener.accept()
             with tls.starttls(sock, server=True, credentials=credentials) as channel:
                 channel.sendall(b"greetings\n")

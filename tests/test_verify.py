@@ -439,6 +439,7 @@ def test_what_came_with_the_certificate_serves(world: World) -> None:
     )
 
 
+@pytest.mark.peers
 def test_the_peers_certificates_serve(pki: Pki) -> None:
     """What sspi_remote_cert gives brings along what the server sent."""
     root = tls.cert_temporary_store(pem=pki.root_pem)
