@@ -319,7 +319,7 @@ def _client(
         else:
             channel.negotiate(deadline.left())
     except BaseException:
-        channel.abort()
+        close_anything(channel)
         raise
     finally:
         connect_timeout.reset(token)
@@ -425,7 +425,7 @@ def starttls(
         _first_step(made)
     except BaseException:
         if made is not None:
-            made.abort()
+            close_anything(made)
         if not taken:
             close_anything(chan)
         raise

@@ -423,7 +423,9 @@ class TlsChannel(Channel):
             self._events.forget_descriptor()
         with self._close_lock:
             if self._io is not None:
-                self._io.close(0.0, False)
+                # A transport whose close() raises must not hide the cause.
+                with suppress(Exception):
+                    self._io.close(0.0, False)
             else:
                 self._session.close(0.0, False)
         connector, self._connector = self._connector, None
@@ -453,12 +455,14 @@ class TlsChannel(Channel):
         connector, self._connector = self._connector, None
         if connector is not None:
             connector.cancel()
-        super()._close_transport(timeout, graceful and self._opened)
-        if self._io is None:
-            self._session.close(0.0, False)
-        self._free_credentials()
-        with self._turn:
-            self._turn.notify_all()
+        try:
+            super()._close_transport(timeout, graceful and self._opened)
+        finally:
+            if self._io is None:
+                self._session.close(0.0, False)
+            self._free_credentials()
+            with self._turn:
+                self._turn.notify_all()
 
     # --- events
 

@@ -275,7 +275,13 @@ class ObjectTransport:
 
     def recv(self, n: int, timeout: float | None = None, /) -> bytes | None:
         data = self._call("recv", n, timeout, False)
-        return None if data is None else bytes(data)
+        if data is None and self._selectable:
+            return None
+        if not isinstance(data, (bytes, bytearray, memoryview)):
+            raise TypeError(f"the transport's recv() must give bytes, not {data!r}")
+        if len(data) > n:
+            raise ValueError(f"the transport's recv({n}) gave {len(data)} bytes")
+        return bytes(data)
 
     def recv_into(self, buffer: Buffer, timeout: float | None = None, /) -> int:
         view = memoryview(buffer).cast("B")
@@ -286,7 +292,15 @@ class ObjectTransport:
         return len(data)
 
     def send(self, data: Buffer, timeout: float | None = None, /) -> int:
-        return int(self._call("send", bytes(data), timeout, True) or 0)
+        raw = bytes(data)
+        n = self._call("send", raw, timeout, True)
+        if n is None and self._selectable:
+            return 0
+        if not isinstance(n, int):
+            raise TypeError(f"the transport's send() must give a number of bytes, not {n!r}")
+        if not (0 < n <= len(raw) or n == len(raw)):
+            raise ValueError(f"the transport's send() of {len(raw)} bytes says that it took {n}")
+        return n
 
     def flush(self, timeout: float | None = None, /) -> bool:
         return True
@@ -362,7 +376,7 @@ class Pump:
 
     def _push_alert(self) -> None:
         """Sends what a failure left for the peer, as far as it goes."""
-        with suppress(OSError, ValueError), self._write_lock:
+        with suppress(Exception), self._write_lock:
             self._push(0)
 
     def _pull(self, timeout: float | None) -> bool:
@@ -494,17 +508,22 @@ class Pump:
         return self.transport.fileno()
 
     def close(self, timeout: float = 0.0, graceful: bool = True, /) -> None:
-        if graceful and self.session.state() == "OPEN":
-            with suppress(OSError, ValueError):
-                self.session.shutdown()
-        if self._write_lock.acquire(timeout=max(timeout, 0.0)):
+        try:
+            if graceful and self.session.state() == "OPEN":
+                with suppress(OSError):
+                    self.session.shutdown()
+            if self._write_lock.acquire(timeout=max(timeout, 0.0)):
+                try:
+                    # Best effort: the transport may be what has failed.
+                    with suppress(Exception):
+                        self._push(timeout)
+                finally:
+                    self._write_lock.release()
+        finally:
             try:
-                with suppress(OSError, ValueError):
-                    self._push(timeout)
+                self.transport.close(timeout, graceful)
             finally:
-                self._write_lock.release()
-        self.transport.close(timeout, graceful)
-        self.session.close(0.0, False)
+                self.session.close(0.0, False)
 
 
 def session_transport(session: _native.Session, below: object) -> TlsTransport:
