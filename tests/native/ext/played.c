@@ -739,7 +739,8 @@ static PyObject *session_sizes(PyObject *self, PyObject *args)
         return NULL;
     }
     return Py_BuildValue(
-        "(nn)", (Py_ssize_t)tw_session_sealed_size(of(self, NULL), (size_t)n),
+        "(nn)",
+        (Py_ssize_t)tw_session_sealed_size(of(self, NULL), (size_t)n),
         (Py_ssize_t)tw_session_content_size(
             of(self, NULL), (const uint8_t *)data, (size_t)len));
 }
