@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import pkcs12
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from platforms import WINE
 
 PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 PFX_PASSWORD = "correct horse"
@@ -262,10 +263,17 @@ def _identity(
     return identity
 
 
-def make_pki(directory: Path) -> Pki:
-    """Make everything anew under ``directory``, which exists."""
+def make_pki(directory: Path, *, wine: bool = WINE) -> Pki:
+    """Make everything anew under ``directory``, which exists.
+
+    wine: what Wine's Schannel can use: every key is RSA, as it keeps no keys
+    of elliptic curves, and the root signs everything itself, as its servers
+    send no intermediates.
+    """
+    any_key = _rsa_key if wine else _ec_key
     root = _Authority("Test root")
     intermediate = _Authority("Test intermediate", root)
+    signer = root if wine else intermediate
     other = _Authority("A root nobody trusts")
     root_file = directory / "root.pem"
     root_file.write_bytes(_pem(root.certificate))
@@ -280,32 +288,32 @@ def make_pki(directory: Path) -> Pki:
         intermediate=intermediate_file,
         intermediate_certificate=intermediate.certificate,
         other_root=other_file,
-        server=_identity(directory, "server", intermediate, _ec_key(), LOCAL_NAMES),
-        server_rsa=_identity(directory, "server-rsa", intermediate, _rsa_key(), LOCAL_NAMES),
+        server=_identity(directory, "server", signer, any_key(), LOCAL_NAMES),
+        server_rsa=_identity(directory, "server-rsa", signer, _rsa_key(), LOCAL_NAMES),
         client=_identity(
-            directory, "client", intermediate, _ec_key(), (), common_name="A client", client=True
+            directory, "client", signer, any_key(), (), common_name="A client", client=True
         ),
         client_rsa=_identity(
             directory,
             "client-rsa",
-            intermediate,
+            signer,
             _rsa_key(),
             (),
             common_name="Another client",
             client=True,
         ),
         expired=_identity(
-            directory, "expired", intermediate, _ec_key(), LOCAL_NAMES, begins=-20, ends=-1
+            directory, "expired", signer, any_key(), LOCAL_NAMES, begins=-20, ends=-1
         ),
         not_yet_valid=_identity(
-            directory, "not-yet-valid", intermediate, _ec_key(), LOCAL_NAMES, begins=1
+            directory, "not-yet-valid", signer, any_key(), LOCAL_NAMES, begins=1
         ),
         wrong_name=_identity(
-            directory, "wrong-name", intermediate, _ec_key(), ("other.example", "*.wild.example")
+            directory, "wrong-name", signer, any_key(), ("other.example", "*.wild.example")
         ),
         wrong_usage=_identity(
-            directory, "wrong-usage", intermediate, _ec_key(), LOCAL_NAMES, client=True
+            directory, "wrong-usage", signer, any_key(), LOCAL_NAMES, client=True
         ),
-        self_signed=_identity(directory, "self-signed", None, _ec_key(), LOCAL_NAMES),
-        untrusted=_identity(directory, "untrusted", other, _ec_key(), LOCAL_NAMES),
+        self_signed=_identity(directory, "self-signed", None, any_key(), LOCAL_NAMES),
+        untrusted=_identity(directory, "untrusted", other, any_key(), LOCAL_NAMES),
     )

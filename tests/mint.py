@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import pkcs7, pkcs12
 from cryptography.x509 import ocsp
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
+from platforms import WINE
 
 Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 
@@ -177,6 +178,13 @@ class Minted:
         return response.public_bytes(serialization.Encoding.DER)
 
 
+def fresh_key() -> Key:
+    """P-256; RSA on Wine, which keeps no keys of elliptic curves."""
+    if WINE:
+        return rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    return ec.generate_private_key(ec.SECP256R1())
+
+
 def mint(
     subject: str | x509.Name | None = "leaf",
     issuer: Minted | None = None,
@@ -200,7 +208,7 @@ def mint(
     keyUsage. eku None: none for a CA, else serverAuth. issuer_key: signs in
     place of the issuer's (a signature that is wrong).
     """
-    key = key or ec.generate_private_key(ec.SECP256R1())
+    key = key or fresh_key()
     whole = subject if isinstance(subject, x509.Name) else name(subject)
     signer = issuer_key or (issuer.key if issuer else key)
     above = issuer.key if issuer else key

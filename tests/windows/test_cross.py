@@ -1,0 +1,346 @@
+"""Channels on Windows' engine, under Wine, against everything that runs here.
+
+Each row: a Windows Python at one end, at the other our own engine on Linux,
+openssl, GnuTLS's tools or Python's ssl; both roles, TLS 1.2 and 1.3; bytes in
+both directions at once, with equal hashes at both ends.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+import ssl
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import peers
+import pytest
+from certs import Pki
+
+import twapi_tls
+
+pytestmark = [pytest.mark.timeout(240), pytest.mark.keeps_fds]
+
+ROOT = Path(__file__).resolve().parents[2]
+LANE = ROOT / "scripts" / "windows-lane"
+PYTHON = os.environ["TWAPI_TLS_LANE_PYTHON"]
+SIZE = int(os.environ.get("TWAPI_TLS_LANE_SIZE", str(1 << 20)))
+WAIT = 180.0
+VERSIONS = ("1.2", "1.3")
+
+
+class Windows:
+    """The Windows end: a process that prints lines of JSON."""
+
+    def __init__(self, version: str, **config: Any) -> None:
+        environment = dict(os.environ)
+        if version == "1.3":
+            environment |= {"LANE_TLS13": "1", "LANE_WINDOWS": "win11"}
+        for name, value in list(config.items()):
+            if isinstance(value, Path):
+                config[name] = "Z:" + str(value)
+        self.process = subprocess.Popen(
+            [LANE, "python", PYTHON, "Z:" + str(ROOT / "tests/windows/peer.py"),
+             json.dumps({"size": SIZE, **config})],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+            text=True,
+        )  # fmt: skip
+        self._timer = threading.Timer(WAIT, self.process.kill)
+        self._timer.start()
+
+    def line(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        text = self.process.stdout.readline()
+        if not text:
+            assert self.process.stderr is not None
+            pytest.fail(f"the Windows end said nothing more: {self.process.stderr.read()}")
+        facts: dict[str, Any] = json.loads(text)
+        assert "error" not in facts, facts["trace"]
+        return facts
+
+    def stop(self) -> None:
+        self._timer.cancel()
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        for stream in (self.process.stdout, self.process.stderr):
+            assert stream is not None
+            stream.close()
+
+
+@contextmanager
+def windows(version: str, **config: Any) -> Iterator[Windows]:
+    end = Windows(version, **config)
+    try:
+        yield end
+    finally:
+        end.stop()
+
+
+def pump(send: Callable[[bytes], object], receive: Callable[[int], bytes]) -> dict[str, str]:
+    """SIZE random bytes each way at once: the hashes of both."""
+    data = os.urandom(min(SIZE, 1 << 20))
+    sent, received = hashlib.sha256(), hashlib.sha256()
+
+    def work() -> None:
+        left = SIZE
+        while left:
+            part = data[:left]
+            send(part)
+            sent.update(part)
+            left -= len(part)
+
+    sender = threading.Thread(target=work, daemon=True)
+    sender.start()
+    left = SIZE
+    while left:
+        part = receive(min(left, 1 << 20))
+        assert part, f"the Windows end closed with {left} bytes missing"
+        received.update(part)
+        left -= len(part)
+    sender.join(WAIT)
+    return {"sent": sent.hexdigest(), "received": received.hexdigest()}
+
+
+def agree(facts: dict[str, Any], other: dict[str, str], version: str) -> None:
+    assert facts["received"] == other["sent"]
+    assert facts["sent"] == other["received"]
+    # Wine does not say which version it negotiated when it was 1.3.
+    assert facts["protocol"] == ("TLS 1.2" if version == "1.2" else "")
+
+
+# --- peers that speak through pipes
+
+
+def stdio(command: list[str], stack: ExitStack) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+
+    def stop() -> None:
+        process.kill()
+        process.wait()
+        for stream in (process.stdin, process.stdout):
+            assert stream is not None
+            with stack_suppress():
+                stream.close()
+
+    stack.callback(stop)
+    return process
+
+
+@contextmanager
+def stack_suppress() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        pass
+
+
+def pump_process(process: subprocess.Popen[bytes]) -> dict[str, str]:
+    source: IO[bytes] = process.stdin  # type: ignore[assignment]
+    drain: IO[bytes] = process.stdout  # type: ignore[assignment]
+
+    def send(data: bytes) -> None:
+        source.write(data)
+        source.flush()
+
+    return pump(send, lambda size: os.read(drain.fileno(), size))
+
+
+def wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
+    """Listening, seen without a connection: the peer serves only one."""
+    import time
+
+    end = time.monotonic() + 15
+    wanted = f":{port:04X} "
+    while True:
+        table = Path("/proc/net/tcp").read_text() + Path("/proc/net/tcp6").read_text()
+        if any(wanted in line and " 0A " in line for line in table.splitlines()):
+            return
+        assert process.poll() is None and time.monotonic() < end, "the peer does not listen"
+        threading.Event().wait(0.02)
+
+
+# --- the Windows end as a client
+
+
+@pytest.mark.parametrize("with_certificate", [False, True], ids=["anonymous", "certificate"])
+@pytest.mark.parametrize("version", VERSIONS)
+class TestClient:
+    @pytest.fixture(autouse=True)
+    def clients(self, wine_pki: Pki) -> None:
+        # Wine sends no intermediates: the root signs the client's itself.
+        self.certificate = wine_pki.client_rsa.combined
+        self.client_ca = wine_pki.root
+
+    def start(self, pki: Pki, version: str, port: int, with_certificate: bool, **more: Any) -> Any:
+        if with_certificate:
+            more["cert"] = self.certificate
+        return windows(version, role="client", port=port, root=pki.root, **more)
+
+    def test_our_engine(self, pki: Pki, version: str, with_certificate: bool) -> None:
+        store = twapi_tls.cert_temporary_store(pem=pki.server.combined.read_bytes())
+        credentials = twapi_tls.sspi_acquire_credentials(
+            role="server",
+            credentials=twapi_tls.sspi_schannel_credentials(
+                certificates=store, protocols=[f"tls{version}"]
+            ),
+        )
+        seen: list[str] = []
+
+        def verifier(channel: Any, context: Any) -> bool:
+            seen.append(twapi_tls.cert_subject_name(twapi_tls.sspi_remote_cert(context)))
+            return True
+
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            listener.settimeout(30)
+            with self.start(pki, version, listener.getsockname()[1], with_certificate) as end:
+                sock, _ = listener.accept()
+                sock.settimeout(WAIT)
+                channel = twapi_tls.starttls(
+                    sock,
+                    server=True,
+                    credentials=credentials,
+                    requestclientcert=with_certificate,
+                    verifier=verifier if with_certificate else None,
+                )
+                with channel:
+                    other = pump(channel.sendall, channel.recv)
+                    agree(end.line(), other, version)
+        assert seen == (["Another client"] if with_certificate else [])
+
+    def test_openssl(self, pki: Pki, version: str, with_certificate: bool) -> None:
+        port = peers.free_port()
+        command = [
+            peers.require("openssl"), "s_server", "-quiet", "-accept", f"127.0.0.1:{port}",
+            "-naccept", "1", "-tls" + version.replace(".", "_"),
+            "-cert", str(pki.server.leaf), "-key", str(pki.server.key),
+            "-cert_chain", str(pki.server.chain),
+        ]  # fmt: skip
+        if with_certificate:
+            command += ["-Verify", "4", "-verify_return_error", "-CAfile", str(self.client_ca)]
+        with ExitStack() as stack:
+            process = stdio(command, stack)
+            wait_for_port(port, process)
+            end = stack.enter_context(self.start(pki, version, port, with_certificate))
+            other = pump_process(process)
+            agree(end.line(), other, version)
+
+    def test_gnutls(self, pki: Pki, version: str, with_certificate: bool) -> None:
+        wanted = {"client_ca": self.client_ca, "require_client": True} if with_certificate else {}
+        with (
+            peers.gnutls_server(pki.server, version=version, **wanted) as peer,  # type: ignore[arg-type]
+            # gnutls-serv echoes lines, one at a time: no bulk
+            self.start(pki, version, peer.port, with_certificate, lines=True, size=100_000) as end,
+        ):
+            facts = end.line()
+            assert facts["received"] == facts["sent"]
+
+    def test_python_ssl(self, pki: Pki, version: str, with_certificate: bool) -> None:
+        hashes: list[dict[str, str]] = []
+
+        def handler(connection: ssl.SSLSocket) -> None:
+            connection.settimeout(WAIT)
+            hashes.append(pump(connection.sendall, connection.recv))
+            connection.recv(1)  # the Windows end's close_notify
+
+        with (
+            peers.ssl_server(
+                pki.server,
+                handler,
+                version=version,
+                client_ca=self.client_ca if with_certificate else None,
+                require_client=with_certificate,
+            ) as server,
+            self.start(pki, version, server.port, with_certificate) as end,
+        ):
+            facts = end.line()
+            server.wait_for(lambda s: hashes or s.errors)
+            assert not server.errors
+            agree(facts, hashes[0], version)
+            assert (server.accepted[0].peer_certificate is not None) == with_certificate
+
+
+# --- the Windows end as a server
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+class TestServer:
+    def start(self, wine_pki: Pki, version: str) -> Any:
+        return windows(version, role="server", cert=wine_pki.server.combined)
+
+    def test_our_engine(self, wine_pki: Pki, version: str) -> None:
+        root = twapi_tls.cert_temporary_store(pem=wine_pki.root_pem)
+        credentials = twapi_tls.sspi_acquire_credentials(
+            role="client",
+            credentials=twapi_tls.sspi_schannel_credentials(
+                rootstore=root, protocols=[f"tls{version}"]
+            ),
+        )
+        with self.start(wine_pki, version) as end:
+            port = end.line()["port"]
+            channel = twapi_tls.tls_socket(
+                "127.0.0.1", port, peersubject="localhost", credentials=credentials, timeout=WAIT
+            )
+            with channel:
+                other = pump(channel.sendall, channel.recv)
+                agree(end.line(), other, version)
+
+    def test_openssl(self, wine_pki: Pki, version: str) -> None:
+        with ExitStack() as stack:
+            end = stack.enter_context(self.start(wine_pki, version))
+            port = end.line()["port"]
+            command = [
+                peers.require("openssl"), "s_client", "-quiet", "-connect", f"127.0.0.1:{port}",
+                "-tls" + version.replace(".", "_"), "-CAfile", str(wine_pki.root),
+                "-verify_return_error", "-verify_hostname", "localhost",
+            ]  # fmt: skip
+            other = pump_process(stdio(command, stack))
+            agree(end.line(), other, version)
+
+    def test_gnutls(self, wine_pki: Pki, version: str, tmp_path: Path) -> None:
+        with ExitStack() as stack:
+            end = stack.enter_context(self.start(wine_pki, version))
+            port = end.line()["port"]
+            command = [
+                peers.require("gnutls-cli"), "--port", str(port),
+                "--x509cafile", str(wine_pki.root),
+                "--verify-hostname", "localhost", "--logfile", str(tmp_path / "log"),
+                "--priority", f"NORMAL:-VERS-ALL:+VERS-TLS{version}", "127.0.0.1",
+            ]  # fmt: skip
+            other = pump_process(stdio(command, stack))
+            agree(end.line(), other, version)
+
+    def test_python_ssl(self, wine_pki: Pki, version: str) -> None:
+        context = peers.ssl_client_context(wine_pki.root, version=version)
+        with self.start(wine_pki, version) as end:
+            port = end.line()["port"]
+            with (
+                socket.create_connection(("127.0.0.1", port), WAIT) as sock,
+                context.wrap_socket(sock, server_hostname="localhost") as connection,
+            ):
+                other = pump(connection.sendall, connection.recv)
+                agree(end.line(), other, version)
+
+
+def test_the_lane_is_what_it_says() -> None:
+    """The engine at the other end is secur32, not a copy of ours."""
+    answer = subprocess.run(
+        [LANE, "python", PYTHON, "-c", "import twapi_tls; print(twapi_tls.engine)"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert answer.stdout.startswith("schannel (Schannel (Wine 10.")
+    assert shutil.which("wine") is None or "Wine 10" in answer.stdout
