@@ -61,6 +61,7 @@ struct tw_wire {
     int recv_os;                /* first error of recv; by reader */
     int send_os;                /* first error of send; by writer */
     size_t chunk;               /* room for the next recv; by reader */
+    bool drained;               /* the last recv took all; by reader */
 };
 
 /* --- small things --- */
@@ -356,6 +357,7 @@ static enum tw_status fill_once_held(struct tw_wire *w,
     }
     got = tw_socket_recv(w->fd, ptr, room, &os);
     tw_session_input_commit(w->session, got > 0 ? (size_t)got : 0);
+    w->drained = (size_t)(got > 0 ? got : 0) < room;
     if (got > 0) {
         adapt(w, room, (size_t)got);
         return TW_DONE;
@@ -384,8 +386,12 @@ static enum tw_status fill_once_held(struct tw_wire *w,
 static enum tw_status fill_held(struct tw_wire *w, int64_t deadline,
                                 struct tw_error *err)
 {
-    for (;;) {
-        enum tw_status st = fill_once_held(w, err);
+    /* Who took all that there was last time most likely has to wait now:
+       asking first would be one system call more. */
+    bool ask = !w->drained || deadline == TW_NO_WAIT;
+
+    for (;; ask = true) {
+        enum tw_status st = ask ? fill_once_held(w, err) : TW_WANT_READ;
         bool waits;
 
         if (st != TW_WANT_READ || deadline == TW_NO_WAIT) {
