@@ -77,7 +77,8 @@ struct tw_session {
     ULONG alpn_len;         /* its exact length */
     struct tw_hello *hello; /* server, once the ClientHello is read */
     struct tw_cert *remote; /* the peer's certificate, once known */
-    struct tw_facts *facts; /* as they were at OPEN */
+    struct tw_facts *facts; /* as they were at OPEN; facts_len bytes */
+    size_t facts_len;
     struct tw_buffer input; /* see above */
     size_t plain_len;
     size_t plain_skip;
@@ -845,6 +846,7 @@ static enum tw_status open_lock_held(struct tw_session *s)
                             ? ISC_REQ_CONFIDENTIALITY | ISC_REQ_STREAM
                             : ASC_REQ_CONFIDENTIALITY | ASC_REQ_STREAM;
     struct tw_error ignored;
+    struct tw_facts facts;
 
     if (query_sizes_lock_held(s) != TW_DONE) {
         return s->error.status;
@@ -860,15 +862,21 @@ static enum tw_status open_lock_held(struct tw_session *s)
     /* ALPN reads empty after post-handshake steps on Schannel, and a
        certificate must have something to be compared with */
     (void)learn_remote_lock_held(s);
-    s->facts = malloc(sizeof(*s->facts));
-    if (s->facts == NULL) {
-        return fail_nomem_lock_held(s);
-    }
-    memset(s->facts, 0, sizeof(*s->facts));
     tw_error_clear(&ignored);
-    if (s->provider->facts(&s->ctx, s->facts, &ignored) != TW_DONE) {
-        free(s->facts);
-        s->facts = NULL;
+    memset(&facts, 0, sizeof(facts));
+    if (s->provider->facts(&s->ctx, &facts, &ignored) == TW_DONE) {
+        /* as far as they go: the name of the protocol comes last */
+        s->facts_len =
+            offsetof(struct tw_facts, alpn) + strlen(facts.alpn) + 1;
+        s->facts = malloc(s->facts_len);
+        if (s->facts == NULL) {
+            return fail_nomem_lock_held(s);
+        }
+        memcpy(s->facts, &facts, s->facts_len);
+    }
+    if (!s->ask_credentials) {
+        free(s->hello); /* nobody was told to ask for it */
+        s->hello = NULL;
     }
     s->state = TW_OPEN;
     s->tried = 0;
@@ -1571,9 +1579,7 @@ enum tw_status tw_session_read(struct tw_session *s, uint8_t *dst,
         goto done;
     }
     st = report_lock_held(s, read_lock_held(s, dst, cap, n), err);
-    if (st != TW_DONE) {
-        input_relax_lock_held(s);
-    }
+    input_relax_lock_held(s);
 done:
     tw_lock_release(&s->lock);
     return st;
@@ -2181,7 +2187,8 @@ enum tw_status tw_session_facts(struct tw_session *s, struct tw_facts *out,
 
     tw_lock_acquire(&s->lock);
     if (s->facts != NULL) {
-        *out = *s->facts;
+        memset(out, 0, sizeof(*out));
+        memcpy(out, s->facts, s->facts_len);
     } else if (s->has_ctx) {
         st = s->provider->facts(&s->ctx, out, err);
     } else {

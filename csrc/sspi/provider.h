@@ -121,7 +121,7 @@ struct tw_facts {
     char suite_name[64];      /* "TLS_AES_128_GCM_SHA256" */
     char cipher_name[64];     /* the engine's own name */
     char group[32];           /* key exchange group, "x25519" */
-    char alpn[256];
+    char alpn[256];           /* the last, so that it can be cut short */
 };
 
 /* One sink for lists of bytes: called per item; false stops. */

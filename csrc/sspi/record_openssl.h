@@ -15,6 +15,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include <stdatomic.h>
+
 #include <openssl/evp.h>
 
 #define TW_SECRET_MAX 48u /* SHA-384, and TLS 1.2's master secret */
@@ -30,6 +32,9 @@ enum tw_aead { TW_AEAD_NONE, TW_AEAD_AES128, TW_AEAD_AES256,
 /* One direction of a connection. */
 struct tw_half {
     EVP_CIPHER_CTX *ctx;  /* keyed; NULL: to be made at the next record */
+    atomic_bool held;     /* ctx, slot, recent: by who works with them */
+    bool recent;          /* used since the desk last looked */
+    int16_t slot;         /* of the desk; -1: none. Only with ctx */
     uint64_t seq;         /* of the next record */
     uint64_t count;       /* records under this key */
     uint64_t nonce;       /* TLS 1.2 AES-GCM, writing: the next explicit

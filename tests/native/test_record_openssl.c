@@ -3,6 +3,7 @@
  * (5.1 to 5.5) and RFC 5246 that it implements, hostile records, and the
  * limits of sequence numbers. docs/record-engine.md names these tests.
  */
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -475,6 +476,50 @@ static void test_wiped(void)
     tw_records_fini(&b);
 }
 
+/* More directions than the desk has contexts, from several threads: each
+   keeps its own keys and its place. */
+static void *many(void *arg)
+{
+    enum { PAIRS = 100, ROUNDS = 40 };
+    static const uint8_t text[5] = "many";
+    struct tw_records *ends = calloc(2 * PAIRS, sizeof(*ends));
+    uint8_t record[64], back[64], type;
+    size_t span, n;
+
+    (void)arg;
+    CHECK(ends);
+    for (int i = 0; i < PAIRS; i++) {
+        pair(&ends[2 * i], &ends[2 * i + 1], aeads[i % 3], i % 2);
+    }
+    for (int round = 0; round < ROUNDS; round++) {
+        for (int i = 0; i < 2 * PAIRS; i++) {
+            struct tw_records *from = &ends[i], *to = &ends[i ^ 1];
+            span = tw_records_seal(from, DATA, text, sizeof(text), record);
+            CHECK(span > 0);
+            CHECK(tw_records_open(to, record, span, back, &n, &type)
+                  == TW_FAULT_NONE);
+            CHECK(n == sizeof(text) && memcmp(back, text, n) == 0);
+        }
+    }
+    for (int i = 0; i < 2 * PAIRS; i++) {
+        tw_records_fini(&ends[i]);
+    }
+    free(ends);
+    return NULL;
+}
+
+static void test_desk(void)
+{
+    pthread_t threads[4];
+
+    for (int i = 0; i < 4; i++) {
+        CHECK(pthread_create(&threads[i], NULL, many, NULL) == 0);
+    }
+    for (int i = 0; i < 4; i++) {
+        CHECK(pthread_join(threads[i], NULL) == 0);
+    }
+}
+
 int main(void)
 {
     memset(secret_a, 0xa1, sizeof(secret_a));
@@ -494,6 +539,7 @@ int main(void)
     test_header();
     test_explicit_nonce();
     test_wiped();
+    test_desk();
     test_update();
     puts("records: ok");
     return 0;
