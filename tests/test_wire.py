@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+import peers
 import pytest
 from certs import Pki
 from test_session import credentials
@@ -488,3 +489,47 @@ def test_a_descriptor_is_not_inherited(connected: Connect) -> None:
 
     client, _ = connected()
     assert not os.get_inheritable(client.fileno())
+
+
+# --- renegotiation under way ------------------------------------------------------------
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("letter", [b"r", b"R"], ids=["plain", "with a request for a certificate"])
+@pytest.mark.parametrize("reader", [False, True], ids=["writer alone", "reader beside it"])
+def test_a_peer_renegotiates_while_we_write(pki: Pki, letter: bytes, reader: bool) -> None:
+    """TLS 1.2: the writer brings it to its end by itself, or a reader does."""
+    with peers.openssl_server(pki.server, version="1.2") as peer:
+        near = socket.create_connection((peer.host, peer.port), LIMIT)
+        client = Session("client", credentials("client", None, _native.TLS1_2), target="localhost")
+        client.attach(near.detach())
+        drive(client)
+        got = bytearray()
+
+        def read() -> None:
+            while not got.endswith(b"=the end\n"):
+                got.extend(client.recv(1000, LIMIT) or b"")
+
+        def exchange() -> None:
+            for i in range(8):
+                peer.send(letter + b"\n")
+                if not reader:
+                    # takes the HelloRequest; its answer goes out
+                    end = time.monotonic() + LIMIT
+                    while not client.readable() and time.monotonic() < end:
+                        threading.Event().wait(0.001)
+                    assert client.recv(1000, 0) is None
+                line = b"line %d of ours" % i
+                client.send(line + b"\n", LIMIT)
+                peer.expect(line)
+            peer.send(b"=the end\n")  # no command letter
+
+        if reader:
+            with in_thread(read) as raised:
+                exchange()
+            assert raised == []
+        else:
+            exchange()
+            read()
+        assert bytes(got) == b"=the end\n"
+        client.close(0.5)
