@@ -15,7 +15,7 @@ from ._native import (
     TLSTruncatedError,
     TLSVerificationError,
 )
-from .about import Engine, engine
+from .about import Engine, __version__, engine
 from .certs import (
     Certificate,
     Store,
@@ -70,8 +70,6 @@ from .sspi import (
 )
 from .tls import TlsChannel
 from .transport import StreamTransport
-
-__version__ = "0.1.0"
 
 __tls_background_error__ = tls_background_error
 

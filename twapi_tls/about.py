@@ -1,10 +1,12 @@
-"""The engine that runs: the first thing to look at in a bug report."""
+"""Version and engine: the first things to look at in a bug report."""
 
 from __future__ import annotations
 
 from typing import Final, NamedTuple
 
 from . import _native
+
+__version__: Final = "0.1.0"
 
 
 class Engine(NamedTuple):

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import certs, commands, describe, engine, sspi
+from . import __version__, certs, commands, describe, engine, sspi
 from ._native import TLSError
 from .channel import Channel
 from .starttls_dialogues import DIALOGUES
@@ -235,7 +235,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m twapi_tls", description="TLS over the operating system's own engine."
     )
     parser.add_argument(
-        "--version", action="version", version=f"twapi_tls on {engine.name} ({engine.version})"
+        "--version", action="version", version=f"twapi_tls {__version__} on {engine}"
     )
     commands_ = parser.add_subparsers(required=True, metavar="COMMAND")
 
