@@ -244,6 +244,14 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in anchors(there), target
 
 
+def test_the_tests_that_the_readme_names_exist() -> None:
+    named = re.findall(r"`(test_\w+\.py)::(\w+)`", (ROOT / "README.md").read_text("utf-8"))
+    assert named
+    for file, name in named:
+        text = (ROOT / "tests" / file).read_text(encoding="utf-8")
+        assert re.search(rf"^(async )?def {name}\(", text, re.MULTILINE), f"{file}::{name}"
+
+
 def test_examples_compile_and_say_what_they_are() -> None:
     for path in sorted((ROOT / "examples").glob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
