@@ -25,7 +25,8 @@ from channels import Work, drain, fill, held_back, plain_pair, run, tcp_pair, tl
 from twapi_support import HOST, LIMIT, client_credentials, connect, first, silent_server
 
 import twapi_tls as tls
-from twapi_tls import channel as channel_module
+from twapi_tls.channel import CLOSE_TIMEOUT
+from twapi_tls.streams import QUEUE_LIMIT
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -1031,7 +1032,7 @@ def test_closing_from_a_third_thread_ends_reader_and_writer(ends: tuple[Any, Any
         assert isinstance(error, OSError)
         assert "closed" in str(error)
     # Bounded: the writer had the peer's window closed before it.
-    assert time.monotonic() - begin < 2 * channel_module.CLOSE_TIMEOUT
+    assert time.monotonic() - begin < 2 * CLOSE_TIMEOUT
 
 
 def test_closing_does_not_wait_for_ever_for_a_peer_that_does_not_read(
@@ -1097,7 +1098,7 @@ def test_writes_before_open_are_queued_within_a_bound(pki: Pki) -> None:
         got.append(data)
         connection.unwrap()
 
-    data = random.Random(7).randbytes(channel_module.QUEUE_LIMIT)
+    data = random.Random(7).randbytes(QUEUE_LIMIT)
     go = threading.Event()
     with peers.ssl_server(pki.server, handler) as server:
         options = {"verifier": verify, "socketcmd": held_back(go)}

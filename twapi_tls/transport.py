@@ -215,6 +215,18 @@ class SocketTransport:
             self._sock.shutdown(socket.SHUT_RDWR)
 
 
+def _into(
+    buffer: Buffer, recv: Callable[[int, float | None], bytes | None], timeout: float | None
+) -> int:
+    """``recv_into`` for who has ``recv`` alone."""
+    view = memoryview(buffer).cast("B")
+    data = recv(len(view), timeout)
+    if data is None:
+        return -1
+    view[: len(data)] = data
+    return len(data)
+
+
 class ObjectTransport:
     """Any object with a stream's methods (``StreamTransport``)."""
 
@@ -284,12 +296,7 @@ class ObjectTransport:
         return bytes(data)
 
     def recv_into(self, buffer: Buffer, timeout: float | None = None, /) -> int:
-        view = memoryview(buffer).cast("B")
-        data = self.recv(len(view), timeout)
-        if data is None:
-            return -1
-        view[: len(data)] = data
-        return len(data)
+        return _into(buffer, self.recv, timeout)
 
     def send(self, data: Buffer, timeout: float | None = None, /) -> int:
         raw = bytes(data)
@@ -429,12 +436,7 @@ class Pump:
                     return data
 
     def recv_into(self, buffer: Buffer, timeout: float | None = None, /) -> int:
-        view = memoryview(buffer).cast("B")
-        data = self.recv(len(view), timeout)
-        if data is None:
-            return -1
-        view[: len(data)] = data
-        return len(data)
+        return _into(buffer, self.recv, timeout)
 
     def send(self, data: Buffer, timeout: float | None = None, /) -> int:
         deadline = Deadline(timeout)
