@@ -206,6 +206,7 @@ LEVELS = {
     "text": 2,
     "registry": 2,
     "starttls_dialogues": 2,
+    "progress": 2,
     "transport": 2,
     "certs": 3,
     "verify": 4,

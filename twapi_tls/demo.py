@@ -12,7 +12,6 @@ import asyncio
 import datetime
 import hashlib
 import ipaddress
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from typing import Any
 
 from . import certs, commands, describe, sspi
 from .channel import Channel
+from .progress import Progress
 
 __all__ = ["run"]
 
@@ -209,31 +209,6 @@ def _receive(channel: Channel, amount: int, advance: Callable[[int], None]) -> s
     return digest.hexdigest()
 
 
-class _Progress:
-    """A bar when a person is watching and rich is there; else silence."""
-
-    def __init__(self, title: str, total: int) -> None:
-        self._bar: Any = None
-        if sys.stderr.isatty():
-            try:
-                from rich.console import Console
-                from rich.progress import Progress
-            except ImportError:
-                return
-            self._bar = Progress(console=Console(stderr=True))
-            self._task = self._bar.add_task(title, total=total)
-
-    def __enter__(self) -> Callable[[int], None]:
-        if self._bar is None:
-            return lambda n: None
-        self._bar.start()
-        return lambda n: self._bar.advance(self._task, n)
-
-    def __exit__(self, *exc: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-
 def _expected(seed: bytes, amount: int) -> str:
     digest, piece, sent = hashlib.sha256(), _pieces(seed, amount), 0
     while sent < amount:
@@ -265,10 +240,9 @@ def run(megabytes: int = 100) -> int:
     )
     with channel:
         started = time.perf_counter()
-        with _Progress("sending", amount) as advance:
-            sent = _send(channel, amount, b"client", advance)
-        with _Progress("receiving", amount) as advance:
-            received = _receive(channel, amount, advance)
+        with Progress() as progress:
+            sent = _send(channel, amount, b"client", progress.task("sending  ", amount))
+            received = _receive(channel, amount, progress.task("receiving", amount))
         seconds = time.perf_counter() - started
         facts = describe.connection_facts(
             channel.cget("context").facts(), describe.peer_chain(channel.cget("context"))
