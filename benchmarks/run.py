@@ -101,6 +101,7 @@ def main(arguments: Sequence[str]) -> int:
     """Runs what was asked for; 0, or 1 if a row is slower than its peer."""
     options = parser().parse_args(arguments)
     choose_suite(options.suite, arguments)
+    import capi_rows
     import idle_rows
     import memory_rows
     import socket_rows
@@ -131,6 +132,8 @@ def main(arguments: Sequence[str]) -> int:
     cipher = SUITES[options.suite]
     rows = memory_rows.rows(ours, peer, raw, cipher, options.quick, wanted)
     rows += socket_rows.rows(ours, peer, options.quick, wanted)
+    if not options.tls12:
+        rows += capi_rows.rows(certificates.server, certificates.root, BUILD, options.quick, wanted)
     if sys.platform == "linux":
         rows += idle_rows.rows(ours, peer, options.quick, wanted)
     about = {
