@@ -8,7 +8,7 @@
  * carrying of bytes between the session's buffers and the caller's.
  *
  * Bounds: no more of the caller's input is taken than the session wants
- * next (FEED at a time), no more plaintext is sealed than dst has room
+ * next (a record at a time), no more plaintext is sealed than dst has room
  * for, give or take a record, so a context holds what it needs and no more.
  *
  * The table is append-only: nothing in it moves or changes its meaning.
@@ -566,13 +566,22 @@ static bool drain(struct tw_session *s, uint8_t *dst, size_t cap,
     return part == pending;
 }
 
-/* The next piece of the caller's input into the session. */
+/* The next piece of the caller's input into the session: up to the end of
+   the record it waits for, so that the next one can be opened where it
+   lies. */
 static enum tw_status feed(struct tw_session *s, const uint8_t *src,
                            size_t len, size_t *consumed,
                            struct tw_error *err)
 {
-    size_t part = len - *consumed < FEED ? len - *consumed : FEED;
+    size_t part = tw_session_missing(s);
     enum tw_status st;
+
+    if (part == 0 || part > FEED) {
+        part = FEED;
+    }
+    if (part > len - *consumed) {
+        part = len - *consumed;
+    }
 
     st = tw_session_input(s, src + *consumed, part);
     if (st != TW_DONE) {
@@ -629,6 +638,7 @@ static enum tw_status encrypt_lock_held(struct twapi_tls_context *x,
 {
     enum tw_status st = TW_DONE;
     size_t part;
+    size_t made;
     size_t n;
 
     while (drain(x->session, dst, cap, written)) {
@@ -637,6 +647,15 @@ static enum tw_status encrypt_lock_held(struct twapi_tls_context *x,
         }
         if (*written == cap) {
             break;
+        }
+        /* Straight into dst if the engine can and a record fits. */
+        st = tw_session_seal(x->session, src + *consumed, len - *consumed,
+                             dst + *written, cap - *written, &n, &made,
+                             err);
+        *consumed += n;
+        *written += made;
+        if (n > 0 || (int)st < 0) {
+            continue;
         }
         /* As many records as dst has room for, at least one. */
         part = cap - *written < RECORD ? RECORD : cap - *written;
@@ -673,9 +692,11 @@ static int api_decrypt(struct twapi_tls_context *x, const void *src,
                        size_t len, size_t *consumed, void *dst, size_t cap,
                        size_t *written, struct twapi_tls_error *error)
 {
+    const uint8_t *from = src;
     uint8_t *to = dst;
     struct tw_error err;
     enum tw_status st;
+    size_t used;
     size_t n;
 
     *consumed = 0;
@@ -690,7 +711,15 @@ static int api_decrypt(struct twapi_tls_context *x, const void *src,
                              &err);
         *written += n;
         if (st == TW_WANT_READ && *consumed < len) {
-            st = feed(x->session, src, len, consumed, &err);
+            /* Straight from src to dst if the engine can. */
+            st = tw_session_open(x->session, from + *consumed,
+                                 len - *consumed, to + *written,
+                                 cap - *written, &used, &n, &err);
+            *consumed += used;
+            *written += n;
+            if (used == 0 && st == TW_DONE) {
+                st = feed(x->session, src, len, consumed, &err);
+            }
         }
     }
     tw_lock_release(&x->lock);
