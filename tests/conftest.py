@@ -89,3 +89,16 @@ def no_leaked_descriptors(request: pytest.FixtureRequest) -> Iterator[None]:
     if leaked:
         listing = ", ".join(f"{fd} -> {target}" for fd, target in sorted(leaked.items()))
         pytest.fail(f"the test left descriptors open: {listing}")
+
+
+@pytest.fixture(autouse=True)
+def no_leaked_threads() -> Iterator[None]:
+    """Fail a test after which a thread runs that did not before."""
+    before = set(threading.enumerate())
+    yield
+    end = time.monotonic() + _SETTLE
+    for thread in set(threading.enumerate()) - before:
+        thread.join(max(end - time.monotonic(), 0))
+    left = [thread.name for thread in set(threading.enumerate()) - before]
+    if left:
+        pytest.fail(f"the test left threads running: {', '.join(left)}")
