@@ -55,6 +55,7 @@
 #define EMPTY_MAX 64u     /* records without data in a row: a flood */
 #define HANDSHAKES_MAX 256u /* post-handshake messages without data */
 #define ALERT_ROOM 512u
+#define SNI_MAX 255u /* RFC 1035, 2.3.4 */
 
 #define ALERT_UNEXPECTED_MESSAGE 10
 #define ALERT_RECORD_OVERFLOW 22
@@ -111,7 +112,7 @@ struct tw_session {
     bool dead;           /* the context takes no further calls */
     bool input_lent, output_lent;
     bool indirect;       /* the engine has no seal and open for this one */
-    char sni[256];       /* "" if none */
+    char *sni;           /* owned; NULL if none */
 };
 
 /* What one call of ISC or ASC came to. */
@@ -711,7 +712,7 @@ static enum tw_status choose_handle_lock_held(struct tw_session *s)
     s->handle = s->credentials == NULL
                     ? NULL
                     : tw_credentials_handle(
-                          s->credentials, s->sni[0] != '\0' ? s->sni : NULL);
+                          s->credentials, s->sni);
     if (s->handle == NULL) {
         (void)tw_error_set(&s->error, TW_E_TLS,
                            (int32_t)SEC_E_NO_CREDENTIALS, "%s",
@@ -720,6 +721,17 @@ static enum tw_status choose_handle_lock_held(struct tw_session *s)
         return failed_lock_held(s);
     }
     return TW_DONE;
+}
+
+static char *copy_name(const char *name, size_t len)
+{
+    char *copy = malloc(len + 1);
+
+    if (copy != NULL) {
+        memcpy(copy, name, len);
+        copy[len] = '\0';
+    }
+    return copy;
 }
 
 /* Server: reads the ClientHello, consumes nothing. */
@@ -746,7 +758,12 @@ static enum tw_status look_at_hello_lock_held(struct tw_session *s)
         return fail_nomem_lock_held(s);
     }
     *s->hello = hello;
-    memcpy(s->sni, hello.sni, sizeof(s->sni));
+    if (hello.sni[0] != '\0') {
+        s->sni = copy_name(hello.sni, strlen(hello.sni));
+        if (s->sni == NULL) {
+            return fail_nomem_lock_held(s);
+        }
+    }
     s->need = 0;
     if (s->ask_credentials) {
         s->pause = PAUSE_CREDENTIALS;
@@ -2252,7 +2269,7 @@ const char *tw_session_sni(struct tw_session *s)
 
     /* written once, before anybody can know that it is there */
     tw_lock_acquire(&s->lock);
-    sni = s->sni;
+    sni = s->sni != NULL ? s->sni : "";
     tw_lock_release(&s->lock);
     return sni;
 }
@@ -2348,13 +2365,15 @@ static enum tw_status set_target(struct tw_session *s, const char *target,
     if (target[len - 1] == '.') {
         len--; /* SNI carries no trailing dot */
     }
-    if (len == 0 || len >= sizeof(s->sni)) {
+    if (len == 0 || len > SNI_MAX) {
         return tw_error_set(err, TW_E_ARGUMENT,
                             (int32_t)SEC_E_TARGET_UNKNOWN,
                             "the server name is too long, or none");
     }
-    memcpy(s->sni, target, len);
-    s->sni[len] = '\0';
+    s->sni = copy_name(target, len);
+    if (s->sni == NULL) {
+        return tw_error_set(err, TW_E_NOMEM, 0, NULL);
+    }
     s->target = calloc(len + 1, sizeof(*s->target));
     if (s->target == NULL) {
         return tw_error_set(err, TW_E_NOMEM, 0, NULL);
@@ -2505,6 +2524,7 @@ void tw_session_free(struct tw_session *s)
     tw_buffer_free(&s->retired);
     tw_buffer_free(&s->held);
     free(s->target);
+    free(s->sni);
     free(s->alpn);
     free(s->hello);
     free(s->facts);

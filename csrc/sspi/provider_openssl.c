@@ -149,7 +149,8 @@ struct context {
     int alert_received, alert_sent;
     uint8_t *alpn;         /* server: our list, owned */
     size_t alpn_len;
-    char target[256];
+    char *target;          /* client: whom to resume with, owned; may be
+                              NULL */
 };
 
 static BIO_METHOD *span_method;
@@ -545,7 +546,7 @@ static int session_new(SSL *ssl, SSL_SESSION *session)
     struct credentials *cred = c->cred;
     struct cached *item;
 
-    if (c->role != TW_CLIENT || c->target[0] == '\0'
+    if (c->role != TW_CLIENT || !c->target
         || (cred->flags & TW_CRED_NO_RESUME) || !same_client(c)) {
         return 0;
     }
@@ -553,7 +554,7 @@ static int session_new(SSL *ssl, SSL_SESSION *session)
     if (!item) {
         return 0;
     }
-    memcpy(item->target, c->target, sizeof(item->target));
+    memcpy(item->target, c->target, strlen(c->target) + 1);
     item->session = session; /* the 1 below keeps this reference */
     tw_lock_acquire(&cred->lock);
     item->next = cred->sessions;
@@ -990,6 +991,7 @@ static void context_free(struct context *c)
         free(c->out);
     }
     free(c->alpn);
+    free(c->target);
     credentials_free(c->cred);
     free(c);
 }
@@ -1005,17 +1007,20 @@ static bool is_address(const char *name)
 /* UTF-16 to ASCII: a target name is A-labels or an address literal. */
 static bool set_target(struct context *c, const SEC_WCHAR *target)
 {
+    char ascii[sizeof(((struct cached *)0)->target)];
     size_t n = 0;
 
     for (; target && target[n]; n++) {
-        if (target[n] > 0x7e || target[n] < 0x21
-            || n + 1 >= sizeof(c->target)) {
+        if (target[n] > 0x7e || target[n] < 0x21 || n + 1 >= sizeof(ascii)) {
             return false;
         }
-        c->target[n] = (char)target[n];
+        ascii[n] = (char)target[n];
     }
-    c->target[n] = '\0';
-    return true;
+    ascii[n] = '\0';
+    if (n > 0) {
+        c->target = strdup(ascii);
+    }
+    return n == 0 || c->target;
 }
 
 static SECURITY_STATUS set_client(struct context *c)
@@ -1024,7 +1029,7 @@ static SECURITY_STATUS set_client(struct context *c)
 
     SSL_set_connect_state(c->ssl);
     SSL_set_verify(c->ssl, SSL_VERIFY_PEER, NULL);
-    if (c->target[0] && !is_address(c->target)
+    if (c->target && !is_address(c->target)
         && !SSL_set_tlsext_host_name(c->ssl, c->target)) {
         return SEC_E_TARGET_UNKNOWN;
     }
@@ -1034,7 +1039,7 @@ static SECURITY_STATUS set_client(struct context *c)
                != 0) {
         return SEC_E_INVALID_TOKEN;
     }
-    if (!(c->cred->flags & TW_CRED_NO_RESUME) && c->target[0]) {
+    if (!(c->cred->flags & TW_CRED_NO_RESUME) && c->target) {
         session = session_take(c->cred, c->target);
         if (session) {
             (void)SSL_set_session(c->ssl, session);
@@ -1362,7 +1367,7 @@ static bool ssl_needed(const struct context *c)
     }
     return sk_X509_NAME_num(SSL_get0_peer_CA_list(c->ssl)) > 0
            || SSL_get_tlsext_status_ocsp_resp(c->ssl, &staple) > 0
-           || (!c->ticket_fed && c->target[0] != '\0'
+           || (!c->ticket_fed && c->target
                && !(c->cred->flags & TW_CRED_NO_RESUME));
 }
 
