@@ -1017,8 +1017,8 @@ static bool set_target(struct context *c, const SEC_WCHAR *target)
         ascii[n] = (char)target[n];
     }
     ascii[n] = '\0';
-    if (n > 0) {
-        c->target = strdup(ascii);
+    if (n > 0 && (c->target = malloc(n + 1))) {
+        memcpy(c->target, ascii, n + 1);
     }
     return n == 0 || c->target;
 }
