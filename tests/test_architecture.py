@@ -327,12 +327,27 @@ def test_nobody_but_ssl_compat_names_ssl() -> None:
 def test_importing_the_package_loads_neither_ssl_nor_asyncio() -> None:
     program = (
         "import sys, twapi_tls\n"
+        "for name in twapi_tls.__all__: getattr(twapi_tls, name)\n"
         "print(sorted({'ssl', '_ssl', 'asyncio', 'rich'} & set(sys.modules)))\n"
     )
     answer = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=50, check=False
     )
     assert (answer.returncode, answer.stdout.strip()) == (0, "[]"), answer.stderr
+
+
+def test_the_package_loads_its_modules_at_first_use() -> None:
+    program = (
+        "import sys, twapi_tls\n"
+        "before = [name for name in sys.modules if name.startswith('twapi_tls.')]\n"
+        "assert set(twapi_tls.__all__) <= set(dir(twapi_tls))\n"
+        "try: twapi_tls.no_such_name\n"
+        "except AttributeError as error: print(before, 'no_such_name' in str(error))\n"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=50, check=False
+    )
+    assert (answer.returncode, answer.stdout.strip()) == (0, "[] True"), answer.stderr
 
 
 # --- what is for tests only --------------------------------------------------

@@ -104,7 +104,8 @@ enum tw_status tw_session_set_certificate(struct tw_session *,
                                           struct tw_credentials *,
                                           struct tw_error *err);
 /* What the ClientHello said; valid after TW_WANT_CREDENTIALS on a server,
-   for as long as the session lives. NULL before. */
+   for as long as the session lives. NULL before, and on a server that does
+   not ask for credentials once it is OPEN: an idle connection holds none. */
 const struct tw_hello *tw_session_hello(struct tw_session *);
 
 /* --- plaintext --- */
