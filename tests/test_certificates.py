@@ -118,6 +118,17 @@ def test_a_damaged_certificate_is_refused_or_itself(at: int, bit: int) -> None:
     )
 
 
+def test_what_is_not_der_is_refused() -> None:
+    """A signature's padding bits: libssl takes them and would give back others."""
+    data = bytearray(_DAMAGED.der)
+    padding = len(data) - len(_DAMAGED.certificate.signature) - 1
+    assert data[padding] == 0
+    data[padding] = 1
+    data[-1] |= 1
+    with pytest.raises(TLSError, match="DER"):
+        tls.cert_import(bytes(data), "der")
+
+
 _DAMAGED_ROOT = authority("Root of the damaged")
 _DAMAGED = mint("Damaged", _DAMAGED_ROOT, names=["one.example"])
 

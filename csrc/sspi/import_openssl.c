@@ -548,6 +548,19 @@ static bool looks_like_pem(const uint8_t *data, size_t len)
     return len != 0 && data[0] != 0x30; /* DER begins with a SEQUENCE */
 }
 
+/* Does the certificate encode to these bytes? libssl reads some encodings
+   that are not DER and gives others back, so that hashes would not be those
+   of what came. */
+static bool is_der_of(const X509 *x509, const uint8_t *data, size_t len)
+{
+    unsigned char *der = NULL;
+    int n = i2d_X509(x509, &der);
+    bool same = n >= 0 && (size_t)n == len && memcmp(der, data, len) == 0;
+
+    OPENSSL_free(der);
+    return same;
+}
+
 enum tw_status tw_bundle_parse(struct tw_bundle *b, enum tw_encoding encoding,
                                const uint8_t *data, size_t len,
                                const char *password, struct tw_error *err)
@@ -565,6 +578,11 @@ enum tw_status tw_bundle_parse(struct tw_bundle *b, enum tw_encoding encoding,
             X509_free(x509);
             return tw_error_set(err, TW_E_FORMAT, CRYPT_E_ASN1_BADTAG, "%s",
                                 "bytes follow the certificate");
+        }
+        if (x509 != NULL && !is_der_of(x509, data, len)) {
+            X509_free(x509);
+            return tw_error_set(err, TW_E_FORMAT, CRYPT_E_ASN1_BADTAG, "%s",
+                                "the certificate is not encoded in DER");
         }
         return bundle_cert(b, x509, err);
     case TW_ENC_PEM:
