@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import random
 import socket
 import struct
@@ -214,10 +215,16 @@ def test_bad_records_on_an_open_channel(pki: Pki, version: str, record: bytes) -
         assert not isinstance(errors[0], tls.TLSTruncatedError)
         assert tls.tls_state(here) == "CLOSED"
         assert here.fileno() == -1
-        with pytest.raises(tls.TLSAlertError) as told:
+        with pytest.raises(OSError) as told:
             while there.recv(100):
                 pass
-        assert told.value.alert_received == errors[0].alert_sent
+        if errors[0].alert_sent is None:
+            # libssl has no call that sends an alert of our choice under keys.
+            assert os.environ.get("TWAPI_TLS_RECORDS") == "openssl"
+            assert isinstance(told.value, (tls.TLSTruncatedError, ConnectionResetError))
+        else:
+            assert isinstance(told.value, tls.TLSAlertError)
+            assert told.value.alert_received == errors[0].alert_sent
 
 
 @settings(
