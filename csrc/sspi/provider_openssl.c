@@ -2421,7 +2421,8 @@ static SECURITY_STATUS encrypt_message(PCtxtHandle ctx, ULONG qop,
         return SEC_E_OK;
     }
     if (c->records && tw_records_due(c->records)
-        && c->records->write.count >= TW_REKEY_AT + (TW_REKEY_AT >> 2)) {
+        && c->records->write.count
+               >= tw_records_rekey_at + (tw_records_rekey_at >> 2)) {
         /* RFC 8446, 5.5: a step was due long ago, for its KeyUpdate */
         return SEC_E_ENCRYPT_FAILURE;
     }

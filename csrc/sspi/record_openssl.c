@@ -51,6 +51,8 @@ static EVP_CIPHER *ciphers[4]; /* by enum tw_aead */
 static EVP_KDF *hkdf, *prf;
 static bool usable;
 
+uint64_t tw_records_rekey_at = UINT64_C(1) << 24;
+
 int tw_fault_alert(enum tw_fault fault)
 {
     switch (fault) {

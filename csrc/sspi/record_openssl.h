@@ -22,9 +22,10 @@
 #define TW_SECRET_MAX 48u /* SHA-384, and TLS 1.2's master secret */
 #define TW_SEAL_TAIL 17u  /* most that follows the content: type, tag */
 
-/* Records under one AES-GCM key before ours is changed: RFC 8446, 5.5 allows
-   2^24.5. */
-#define TW_REKEY_AT (UINT64_C(1) << 24)
+/* Records under one AES-GCM key before ours is changed: 2^24, where RFC
+   8446, 5.5 allows 2^24.5. A variable so that tests need not send as many;
+   nobody else sets it. */
+extern uint64_t tw_records_rekey_at;
 
 enum tw_aead { TW_AEAD_NONE, TW_AEAD_AES128, TW_AEAD_AES256,
                TW_AEAD_CHACHA };
@@ -116,7 +117,7 @@ bool tw_records_update(struct tw_records *r, struct tw_half *half);
 static inline bool tw_records_due(const struct tw_records *r)
 {
     return r->tls13 && r->aead != TW_AEAD_CHACHA
-           && r->write.count >= TW_REKEY_AT;
+           && r->write.count >= tw_records_rekey_at;
 }
 
 /* One direction by its secret, for feeding an SSL object what was opened

@@ -661,6 +661,88 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 }
 
 #ifdef TW_DRIVER
+static unsigned updates_seen;
+
+static void message_seen(int sent, int version, int type, const void *buf,
+                         size_t len, SSL *ssl, void *arg)
+{
+    (void)version;
+    (void)ssl;
+    (void)arg;
+    if (!sent && type == SSL3_RT_HANDSHAKE && len > 0
+        && *(const uint8_t *)buf == SSL3_MT_KEY_UPDATE) {
+        updates_seen++;
+    }
+}
+
+/* What the engine sealed reaches the peer as it was. */
+static void arrives(struct end *e, const uint8_t *records, size_t made,
+                    const uint8_t *text, size_t len)
+{
+    uint8_t got[64];
+
+    HOLDS(BIO_write(SSL_get_rbio(e->peer), records, (int)made)
+          == (int)made);
+    HOLDS(SSL_read(e->peer, got, sizeof(got)) == (int)len
+          && memcmp(got, text, len) == 0);
+}
+
+/*
+ * RFC 8446, 5.5: keys of ours change by themselves, and libssl follows. The
+ * engine's own way does it; EncryptMessage, which can give one record only,
+ * leaves it to a step, and refuses when that is long due.
+ */
+static void rekeys(void)
+{
+    static const uint8_t text[] = "under some generation of keys";
+    struct end *e = &ends[OURS];
+    uint8_t records[256];
+
+    tw_records_rekey_at = 100;
+    tls13 = true;
+    for (int r = 1; r <= 2; r++) {
+        SecBuffer b[3];
+        SecBufferDesc d = { SECBUFFER_VERSION, 3, b };
+        SECURITY_STATUS st = SEC_E_OK;
+        size_t taken, made, none = 0;
+        unsigned sealed = 0;
+
+        role = (enum tw_role)r;
+        start(e, OURS, (unsigned)r - 1);
+        SSL_set_msg_callback(e->peer, message_seen);
+        updates_seen = 0;
+        for (int i = 0; i < 1050; i++) {
+            HOLDS(P->seal(&e->ctx, text, sizeof(text), records,
+                          sizeof(records), &taken, &made)
+                  == SEC_E_OK);
+            HOLDS(taken == sizeof(text));
+            arrives(e, records, made, text, sizeof(text));
+        }
+        HOLDS(updates_seen == 10);
+        for (; sealed < 300 && st == SEC_E_OK; sealed++) {
+            memcpy(records + 5, text, sizeof(text));
+            b[0] = (SecBuffer){ 5, SECBUFFER_STREAM_HEADER, records };
+            b[1] = (SecBuffer){ sizeof(text), SECBUFFER_DATA, records + 5 };
+            b[2] = (SecBuffer){ 17, SECBUFFER_STREAM_TRAILER,
+                                records + 5 + sizeof(text) };
+            st = T->EncryptMessage(&e->ctx, 0, &d, 0);
+            if (st == SEC_E_OK) {
+                arrives(e, records, 5 + sizeof(text) + 17, text,
+                        sizeof(text));
+            }
+        }
+        HOLDS(st == SEC_E_ENCRYPT_FAILURE && sealed < 130);
+        HOLDS(step(e, true, NULL, &none, OURS) == SEC_E_OK && e->answered);
+        HOLDS(P->seal(&e->ctx, text, sizeof(text), records, sizeof(records),
+                      &taken, &made)
+              == SEC_E_OK);
+        arrives(e, records, made, text, sizeof(text));
+        HOLDS(updates_seen == 11);
+        stop(e);
+    }
+    tw_records_rekey_at = UINT64_C(1) << 24;
+}
+
 int main(int argc, char **argv)
 {
     uint64_t wanted = argc > 1 ? strtoull(argv[1], NULL, 10) : 20000;
@@ -668,6 +750,7 @@ int main(int argc, char **argv)
     uint64_t streams = 0;
 
     set_up();
+    rekeys();
     while (cases < wanted) {
         state = (seed << 32 ^ streams) * UINT64_C(0x9e3779b97f4a7c15) | 1;
         for (int i = 0; i < 8; i++) {

@@ -416,7 +416,7 @@ static void test_update(void)
 
     pair(&a, &b, TW_AEAD_AES256, true);
     CHECK(!tw_records_due(&a));
-    a.write.count = TW_REKEY_AT - 1;
+    a.write.count = tw_records_rekey_at - 1;
     b.read.count = 0;
     span = tw_records_seal(&a, DATA, (const uint8_t *)"x", 1, record);
     CHECK(tw_records_due(&a));
