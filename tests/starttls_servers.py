@@ -8,7 +8,15 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Callable
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import peers
+from certs import Identity
+
+LIMIT = 30.0
 
 
 def read_line(plain: socket.socket) -> str:
@@ -170,3 +178,40 @@ REFUSALS: dict[str, tuple[Callable[[socket.socket], None], str]] = {
     "mysql": (refusing_mysql, "the MySQL server does not offer SSL"),
     "ldap": (refusing_ldap, "the LDAP server refused StartTLS"),
 }
+
+
+@contextmanager
+def dialogue_server(
+    identity: Identity,
+    dialogue: Callable[[socket.socket], None],
+    handler: Callable[[ssl.SSLSocket], None] = peers.echo,
+) -> Iterator[tuple[int, list[BaseException]]]:
+    """The dialogue, then TLS and an echo (or ``handler``); one connection at a time."""
+    errors: list[BaseException] = []
+    context = peers.ssl_server_context(identity)
+    over = threading.Event()
+    with socket.create_server((peers.HOST, 0)) as listener:
+        listener.settimeout(0.05)
+
+        def serve() -> None:
+            while not over.is_set():
+                try:
+                    plain, _ = listener.accept()
+                except TimeoutError:
+                    continue
+                with plain:
+                    plain.settimeout(LIMIT)
+                    try:
+                        dialogue(plain)
+                        with context.wrap_socket(plain, server_side=True) as secure:
+                            handler(secure)
+                    except Exception as error:
+                        errors.append(error)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        try:
+            yield listener.getsockname()[1], errors
+        finally:
+            over.set()
+            thread.join(LIMIT)

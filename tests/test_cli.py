@@ -15,15 +15,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import peers
 import pytest
-from certs import PFX_PASSWORD, Identity, Pki
-from starttls_servers import REFUSALS, SERVERS, hanging_up
+from certs import PFX_PASSWORD, Pki
+from starttls_servers import REFUSALS, SERVERS, dialogue_server, hanging_up
 
 import twapi_tls as tls
 
@@ -305,41 +305,6 @@ def test_the_reader_of_stdout_goes(pki: Pki) -> None:
 
 
 # --- STARTTLS
-
-
-@contextmanager
-def dialogue_server(
-    identity: Identity, dialogue: Callable[[socket.socket], None]
-) -> Iterator[tuple[int, list[BaseException]]]:
-    """The dialogue, then TLS and an echo; one connection at a time."""
-    errors: list[BaseException] = []
-    context = peers.ssl_server_context(identity)
-    over = threading.Event()
-    with socket.create_server((peers.HOST, 0)) as listener:
-        listener.settimeout(0.05)
-
-        def serve() -> None:
-            while not over.is_set():
-                try:
-                    plain, _ = listener.accept()
-                except TimeoutError:
-                    continue
-                with plain:
-                    plain.settimeout(LIMIT)
-                    try:
-                        dialogue(plain)
-                        with context.wrap_socket(plain, server_side=True) as secure:
-                            peers.echo(secure)
-                    except Exception as error:
-                        errors.append(error)
-
-        thread = threading.Thread(target=serve, daemon=True)
-        thread.start()
-        try:
-            yield listener.getsockname()[1], errors
-        finally:
-            over.set()
-            thread.join(LIMIT)
 
 
 @pytest.mark.parametrize("protocol", SERVERS)

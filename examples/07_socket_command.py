@@ -1,6 +1,6 @@
 """A registered socket command: every TLS connection through an HTTP proxy.
 
-    python socket_command.py PROXY_HOST PROXY_PORT HOST PORT
+    python 07_socket_command.py PROXY_HOST PROXY_PORT HOST PORT [ROOTS.pem]
 
 The command makes the TCP connection that TLS runs over (RFC 9110, 9.3.6:
 CONNECT); tls_socket does the rest.
@@ -8,6 +8,7 @@ CONNECT); tls_socket does the rest.
 
 import socket
 import sys
+from pathlib import Path
 from typing import Any
 
 import twapi_tls as tls
@@ -36,14 +37,27 @@ def through(proxy_host: str, proxy_port: int) -> Any:
     return command
 
 
-def main(proxy_host: str, proxy_port: int, host: str, port: int) -> None:
+def main(proxy_host: str, proxy_port: int, host: str, port: int, roots_file: str | None) -> None:
+    credentials = None
+    if roots_file is not None:
+        roots = tls.cert_temporary_store(pem=Path(roots_file).read_bytes())
+        credentials = tls.sspi_acquire_credentials(
+            role="client", credentials=tls.sspi_schannel_credentials(rootstore=roots)
+        )
     before = tls.tls_socket_command(through(proxy_host, proxy_port))
     try:
-        with tls.tls_socket(host, port, timeout=10) as channel:
+        with tls.tls_socket(host, port, credentials=credentials, timeout=10) as channel:
             print(tls.tls_state(channel))
     finally:
         tls.tls_socket_command(before)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
+    arguments = sys.argv[1:]
+    main(
+        arguments[0],
+        int(arguments[1]),
+        arguments[2],
+        int(arguments[3]),
+        arguments[4] if len(arguments) > 4 else None,
+    )

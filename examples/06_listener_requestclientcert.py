@@ -1,6 +1,6 @@
 """A listener that asks its clients for a certificate and verifies it.
 
-    python listener_requestclientcert.py PORT SERVER.pem ROOTS.pem
+    python 06_listener_requestclientcert.py PORT SERVER.pem ROOTS.pem
 
 SERVER.pem holds the private key and the chain. Each client is greeted by the
 name in its certificate. Prints the port it listens on; ends with Ctrl-C.

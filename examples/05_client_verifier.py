@@ -1,6 +1,6 @@
 """A client with a verifier of its own: sspi_remote_cert and cert_tls_verify.
 
-    python client_verifier.py HOST PORT ROOTS.pem
+    python 05_client_verifier.py HOST PORT ROOTS.pem
 
 Prints who the server is and what it answers to one line.
 """

@@ -1,6 +1,6 @@
 """An overridden tls_background_error: log what no caller can receive.
 
-    python background_error.py SERVER.pem
+    python 02_background_error.py SERVER.pem
 
 Starts a listener and a client that speaks no TLS at all; shows what the hook
 and then the event loop's exception handler are given.
