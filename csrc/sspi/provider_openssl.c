@@ -54,6 +54,7 @@
 #include <openssl/crypto.h>
 #include <openssl/x509v3.h>
 
+#define SERVER_SESSIONS 1024 /* kept for resumption without a ticket */
 #define HEADER 5u                     /* RFC 8446, 5.1 */
 #define LENGTH_MAX (16384u + 2048u)   /* RFC 5246, 6.2.3 */
 #define SESSIONS_MAX 512              /* per credentials, all targets */
@@ -829,7 +830,10 @@ static enum tw_status configure(struct credentials *cred,
             ctx, SSL_SESS_CACHE_CLIENT | SSL_SESS_CACHE_NO_INTERNAL);
         SSL_CTX_sess_set_new_cb(ctx, session_new);
     } else {
+        /* Sessions of TLS 1.2 clients that take no tickets stay here, 1.3
+           KB each: libssl's own limit would let them grow to 27 MB. */
         (void)SSL_CTX_set_session_cache_mode(ctx, SSL_SESS_CACHE_SERVER);
+        (void)SSL_CTX_sess_set_cache_size(ctx, SERVER_SESSIONS);
         (void)SSL_CTX_set_num_tickets(ctx, 1);
     }
     if (config->session_lifespan > 0) {
