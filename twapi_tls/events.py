@@ -18,7 +18,6 @@ import select
 import socket
 import sys
 import threading
-import traceback
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
@@ -453,6 +452,8 @@ def report(
     The hook is looked up on the package at the call: that is what makes it
     overridable, and the one place where an import runs uphill.
     """
+    import traceback  # here: it would be a quarter of what importing us costs
+
     package = sys.modules[__package__]
     hook: Callable[[str, dict[str, Any]], object] = package.tls_background_error
     options = {

@@ -8,8 +8,7 @@ of the peer in, bytes for the peer out. Source: TWAPI's sspi.tcl; SPEC 3.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 
 from . import _native
 from ._native import TLSError
@@ -36,8 +35,7 @@ Role = Literal["client", "server"]
 CertificateChooser = Callable[["SspiContext", list[bytes]], "Credentials | None"]
 
 
-@dataclass(frozen=True, slots=True)
-class ConnectionFacts:
+class ConnectionFacts(NamedTuple):
     """What was negotiated.
 
     protocol: "TLS 1.3". suite: the IANA number, suite_name its name,
@@ -58,8 +56,7 @@ class ConnectionFacts:
     resumed: bool | None
 
 
-@dataclass(frozen=True)
-class CredentialsConfig:
+class CredentialsConfig(NamedTuple):
     """What ``sspi_schannel_credentials`` was told, checked; no handle yet."""
 
     certificates: tuple[Certificate, ...] = ()
@@ -73,7 +70,7 @@ class CredentialsConfig:
     alpn: tuple[bytes, ...] = ()
     chain: Store | None = None
     clientcertificate: CertificateChooser | None = None
-    policy: Policy = field(default_factory=Policy)
+    policy: Policy = Policy()
 
 
 def _protocol_bit(name: object, option: str) -> int:

@@ -8,8 +8,7 @@ inside the engine.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import _native
 from .certs import Revocation
@@ -21,8 +20,7 @@ if TYPE_CHECKING:
 Verifier = Callable[..., Any]
 
 
-@dataclass(frozen=True)
-class Policy:
+class Policy(NamedTuple):
     """How credentials want the peer of a client verified.
 
     roots: exclusive trust anchors, None for the system's. revocation, ignore:
