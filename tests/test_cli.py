@@ -563,6 +563,8 @@ def test_demo() -> None:
     assert "The hashes are equal." in done.stdout
     for words in ("Protocol:      TLS 1.3", "Cipher suite:", "Chain:", "Verification:"):
         assert words in done.stdout
+    assert re.search(r"Refused: .*SEC_E_UNTRUSTED_ROOT", done.stdout)
+    assert "the server verified the client 'demo client'" in done.stdout
     digests = re.findall(r"\b[0-9a-f]{64}\b", done.stdout)
     assert digests[0] == digests[1]
 

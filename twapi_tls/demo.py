@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import certs, commands, describe, sspi
+from ._native import TLSError
 from .channel import Channel
 from .progress import Progress
 
@@ -121,6 +122,7 @@ class _Server(threading.Thread):
         self.client_name = ""
         self.digest = ""
         self.failure: BaseException | None = None
+        self.refusals: list[BaseException | None] = []
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def _verify(self, channel: Channel, context: Any) -> bool:
@@ -155,6 +157,10 @@ class _Server(threading.Thread):
     def run(self) -> None:
         async def serve() -> None:
             self._loop = asyncio.get_running_loop()
+            # The demo's last client refuses us on purpose.
+            self._loop.set_exception_handler(
+                lambda _, context: self.refusals.append(context.get("exception"))
+            )
             self._over = asyncio.Event()
             listener = commands.tls_socket(
                 0,
@@ -218,6 +224,15 @@ def _expected(seed: bytes, amount: int) -> str:
     return digest.hexdigest()
 
 
+def _refusal(port: int) -> TLSError | None:
+    """What a client raises that trusts the system's roots only; None: it connected."""
+    try:
+        commands.tls_socket("localhost", port, timeout=60).close()
+    except TLSError as error:
+        return error
+    return None
+
+
 def run(megabytes: int = 100) -> int:
     """Runs the demo; 0 if everything was as it should be."""
     amount = megabytes * MEGABYTE
@@ -244,23 +259,34 @@ def run(megabytes: int = 100) -> int:
             sent = _send(channel, amount, b"client", progress.task("sending  ", amount))
             received = _receive(channel, amount, progress.task("receiving", amount))
         seconds = time.perf_counter() - started
-        facts = describe.connection_facts(
-            channel.cget("context").facts(), describe.peer_chain(channel.cget("context"))
+        context = channel.cget("context")
+        chain = describe.peer_chain(context)
+        facts = describe.connection_facts(context.facts(), chain)
+        verdict = certs.cert_tls_verify(
+            chain[0],
+            server="localhost",
+            trustedroots=certs.cert_temporary_store(pem=root),
+            exclusiveroots=True,
+            revocationcheck="none",
         )
+    refusal = _refusal(server.port)
     server.stop()
     if server.failure is not None:
         raise server.failure
     good = server.digest == sent and received == _expected(b"server", amount)
-    print(f"Sent {megabytes} MB and received {megabytes} MB in {seconds:.2f} s.")
+    rate = 2 * megabytes / seconds
+    print(f"Sent {megabytes} MB and received {megabytes} MB in {seconds:.2f} s ({rate:.0f} MB/s).")
     print(f"SHA-256 to the server:  {sent}")
     print(f"          it computed:  {server.digest}")
     print(f"SHA-256 from it:        {received}")
     print("The hashes are equal." if good else "THE HASHES DIFFER.")
     print()
     verification = (
-        "the server's chain leads to the demo's root, its name is 'localhost'; "
+        f"{verdict}: the chain leads to the demo's root and the name 'localhost' matches; "
         f"the server verified the client '{server.client_name}'"
     )
+    good = good and verdict == "ok" and refusal is not None
     for line in describe.sentences(facts, verification):
         print(line)
+    print(f"Refused:       a client that does not know the root: {refusal}")
     return 0 if good else 1
