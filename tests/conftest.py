@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from certs import Identity, Pki, make_pki
 from hypothesis import settings
+from platforms import skip_reason
 
 # What the interpreter and its libraries open once and keep.
 _HARMLESS = ("/dev/urandom", "/dev/random", "/dev/null")
@@ -25,6 +26,13 @@ settings.load_profile("twapi_tls")
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "keeps_fds: the test leaves descriptors open on purpose")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        reason = skip_reason(item.nodeid.rpartition("/")[2])
+        if reason:
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -178,11 +179,18 @@ class Minted:
         return response.public_bytes(serialization.Encoding.DER)
 
 
+_WINE_KEYS: list[rsa.RSAPrivateKey] = []
+_wine_turn = itertools.count()
+
+
 def fresh_key() -> Key:
-    """P-256; RSA on Wine, which keeps no keys of elliptic curves."""
-    if WINE:
-        return rsa.generate_private_key(public_exponent=65537, key_size=2048)
-    return ec.generate_private_key(ec.SECP256R1())
+    """P-256. On Wine, which keeps no keys of elliptic curves, one of a dozen RSA keys in turn."""
+    if not WINE:
+        return ec.generate_private_key(ec.SECP256R1())
+    at = next(_wine_turn) % 12
+    if at == len(_WINE_KEYS):
+        _WINE_KEYS.append(rsa.generate_private_key(public_exponent=65537, key_size=2048))
+    return _WINE_KEYS[at]
 
 
 def mint(

@@ -9,6 +9,8 @@ else is skipped: a test that fails under Wine for another reason is a defect.
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 
 
@@ -28,3 +30,15 @@ def wine_version() -> str:
 
 WINDOWS = sys.platform == "win32"
 WINE = bool(wine_version())
+# With GnuTLS' switch Wine's Schannel does TLS 1.3 whatever it is asked for,
+# without it TLS 1.2; scripts/windows-lane, LANE_TLS13.
+WINE_TLS13 = WINE and bool(os.environ.get("GNUTLS_SYSTEM_PRIORITY_FILE"))
+
+
+def skip_reason(test: str) -> str:
+    """Why this test (file::name[parameters]) cannot be here; "" if it can."""
+    if WINE:
+        version = "1.2" if WINE_TLS13 else "1.3"
+        if re.search(rf"\[.*(?<![\d.]){re.escape(version)}(?![\d.])", test):
+            return f"Wine does TLS {'1.3' if WINE_TLS13 else '1.2'} in this run"
+    return ""

@@ -78,16 +78,33 @@ class StreamTransport(Protocol):
     def close(self) -> None: ...
 
 
+# Where there is no poll (Windows) nothing interrupts a select(): neither
+# control-C nor another thread that closes the socket. So it waits in slices,
+# in seconds; and a send takes whatever it is given, so that it is given less.
+HAS_POLL = hasattr(select, "poll")
+SLICE = 0.1
+SEND_MAX = 1 << 20
+
+
 def wait_fd(fd: int, write: bool, timeout: float | None) -> bool:
     """Waits until a descriptor is ready; False at the timeout."""
     if fd < 0:
         raise closed_error()
-    if hasattr(select, "poll"):
+    if HAS_POLL:
         poller = select.poll()
         poller.register(fd, select.POLLOUT if write else select.POLLIN)
         return bool(poller.poll(None if timeout is None else timeout * 1000 + 0.5))
     sets: tuple[list[int], list[int]] = ([], [fd]) if write else ([fd], [])
     return any(select.select(*sets, [fd], timeout))
+
+
+def wait_until(fd: int, write: bool, deadline: Deadline) -> None:
+    """Waits for a descriptor, perhaps in slices: look again, which does not
+    mean ready. TimeoutError at the deadline."""
+    left = deadline.left()
+    piece = left if HAS_POLL or (left is not None and left <= SLICE) else SLICE
+    if not wait_fd(fd, write, piece) and piece == left:
+        raise TimeoutError("timed out")
 
 
 @contextmanager
@@ -160,8 +177,7 @@ class SocketTransport:
                     raise self._closed_error()
                 if answer is not None or timeout == 0:
                     return answer
-                if not wait_fd(self._sock.fileno(), write, deadline.left()):
-                    raise TimeoutError("timed out")
+                wait_until(self._sock.fileno(), write, deadline)
         except OSError:
             if self._closed:
                 raise self._closed_error() from None
@@ -182,7 +198,8 @@ class SocketTransport:
         return -1 if n is None else int(n)
 
     def send(self, data: Buffer, timeout: float | None = None, /) -> int:
-        return int(self._call(self._sock.send, data, timeout, True) or 0)
+        part = data if HAS_POLL else memoryview(data)[:SEND_MAX]
+        return int(self._call(self._sock.send, part, timeout, True) or 0)
 
     def flush(self, timeout: float | None = None, /) -> bool:
         return True
@@ -282,8 +299,7 @@ class ObjectTransport:
             if timeout == 0:
                 return None
             on_write = write if wants == 3 else wants == 2
-            if not wait_fd(self.fileno(), on_write, deadline.left()):
-                raise TimeoutError("timed out")
+            wait_until(self.fileno(), on_write, deadline)
 
     def recv(self, n: int, timeout: float | None = None, /) -> bytes | None:
         data = self._call("recv", n, timeout, False)

@@ -571,6 +571,9 @@ static enum tw_status facts(CtxtHandle *ctx, struct tw_facts *out,
                             "the handshake has not come that far");
     }
     out->protocol = protocol_of(connection.dwProtocol);
+    if (connection.dwProtocol == 0 && wine_table.DecryptMessage != NULL) {
+        out->protocol = TW_TLS1_3; /* Wine has no number for it */
+    }
     out->bits = (int)connection.dwCipherStrength;
     memset(&cipher, 0, sizeof(cipher));
     cipher.dwVersion = SECPKGCONTEXT_CIPHERINFO_V1;
