@@ -15,7 +15,7 @@ from twapi_tls import _native
 from twapi_tls._native import Credentials, Session, Store, TLSError
 
 Version = Literal[2, 4]
-VERSIONS = pytest.mark.parametrize("version", [_native.TLS1_2, _native.TLS1_3])
+VERSIONS = pytest.mark.parametrize("version", [_native.TLS1_2, _native.TLS1_3], ids=["1.2", "1.3"])
 
 
 def certificate(identity: Identity) -> _native.Certificate:

@@ -475,7 +475,7 @@ def test_only_connected_streams_are_attached(
         with pytest.raises(OSError):
             fresh().attach(datagrams.fileno())
         assert datagrams.fileno() >= 0
-        datagrams.getsockname()  # it was not closed
+        datagrams.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE)  # it was not closed
     with open(sys.executable, "rb") as file:
         with pytest.raises(OSError):
             fresh().attach(file.fileno())
@@ -488,7 +488,8 @@ def test_a_descriptor_is_not_inherited(connected: Connect) -> None:
     import os
 
     client, _ = connected()
-    assert not os.get_inheritable(client.fileno())
+    inheritable = os.get_handle_inheritable if sys.platform == "win32" else os.get_inheritable
+    assert not inheritable(client.fileno())
 
 
 # --- renegotiation under way ------------------------------------------------------------

@@ -24,6 +24,7 @@ import pytest
 from certs import Identity, Pki
 
 import twapi_tls as tls
+from twapi_tls import events
 
 HOST = "127.0.0.1"
 LIMIT = 5.0  # seconds that anything may take
@@ -289,8 +290,9 @@ def starttls_server(
             answer(served, channel, address, port)
 
         # A callback of the loop's: what it raises reaches the exception handler.
-        loop.add_reader(listener.fileno(), accept)
-        return _Watched(loop, listener)
+        poller = events.poller_of(loop)
+        poller.add_reader(listener.fileno(), accept)
+        return _Watched(poller, listener)
 
     return start
 
@@ -298,14 +300,14 @@ def starttls_server(
 class _Watched:
     """A plain listener that the loop watches."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, listener: socket.socket) -> None:
-        self._loop = loop
+    def __init__(self, poller: events.Poller, listener: socket.socket) -> None:
+        self._poller = poller
         self._listener = listener
         self.getsockname = listener.getsockname
 
     def close(self) -> None:
         if self._listener.fileno() >= 0:
-            self._loop.remove_reader(self._listener.fileno())
+            self._poller.remove_reader(self._listener.fileno())
             self._listener.close()
 
 

@@ -256,8 +256,17 @@ static PyObject *message_of(const struct tw_error *err)
 static PyObject *os_exception(int os)
 {
 #ifdef _WIN32
-    return PyObject_CallFunction(PyExc_OSError, "isOi", 0,
-                                 "the network failed", Py_None, os);
+    /* the system's sentence, and the subclass that suits */
+    PyObject *type = NULL;
+    PyObject *exc = NULL;
+    PyObject *trace = NULL;
+
+    (void)PyErr_SetFromWindowsErr(os);
+    PyErr_Fetch(&type, &exc, &trace);
+    PyErr_NormalizeException(&type, &exc, &trace);
+    Py_XDECREF(type);
+    Py_XDECREF(trace);
+    return exc;
 #else
     return PyObject_CallFunction(PyExc_OSError, "is", os, strerror(os));
 #endif

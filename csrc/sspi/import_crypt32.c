@@ -671,7 +671,7 @@ enum tw_status tw_crypt32_store_import(struct tw_store *store,
     enum tw_status st;
 
     if (len > IMPORT_MAX) {
-        return tw_error_set(err, TW_E_FORMAT, 0,
+        return tw_error_set(err, TW_E_ARGUMENT, 0,
                             "more than %d MiB to import",
                             (int)(IMPORT_MAX >> 20));
     }
