@@ -219,6 +219,17 @@ def test_the_reference_names_every_argument() -> None:
             )
 
 
+def test_the_reference_lists_what_a_channel_can_do() -> None:
+    text = (DOCS / "reference.md").read_text(encoding="utf-8")
+    entry = re.search(r"^### `Channel`\n(.*?)^### ", text, re.M | re.S)
+    assert entry is not None
+    documented = set(re.findall(r"^- `(\w+)", entry[1], re.MULTILINE))
+    inside = reference().INSIDE
+    assert documented == {
+        name for name in dir(tls.Channel) if not name.startswith("_") and name not in inside
+    }
+
+
 def test_the_reference_can_be_written_anew() -> None:
     page = reference().page()
     assert re.findall(r"^### ", page, re.MULTILINE).__len__() == len(tls.__all__)
