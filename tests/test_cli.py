@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pty
 import re
 import select
 import signal
@@ -583,6 +582,8 @@ class Terminal:
     """A process whose standard streams are a terminal's, and what it shows."""
 
     def __init__(self, arguments: Sequence[str], stdin: Any, stdout: Any) -> None:
+        import pty
+
         self._ours, theirs = pty.openpty()
         self.text = ""
         try:
@@ -639,6 +640,8 @@ def _take_terminal() -> None:
 
 @contextmanager
 def at_terminal(*arguments: object, stdin: Any = None, stdout: Any = None) -> Iterator[Terminal]:
+    if os.name == "nt":
+        pytest.skip("Windows has no pseudo-terminals of POSIX's kind")
     terminal = Terminal([*COMMAND, *map(str, arguments)], stdin, stdout)
     try:
         yield terminal
