@@ -187,7 +187,7 @@ def test_an_expired_certificate_is_refused_when_resumed(version: str) -> None:
     # the same session, another policy: as a credentials' user might replace it
     strict = tls.sspi_client_context(ours, "localhost")
     assert strict.policy is not None
-    object.__setattr__(strict.policy, "revocation", "all")
+    strict.policy = strict.policy._replace(revocation="all")
     with pytest.raises(TLSError) as caught:
         negotiate(strict, tls.sspi_server_context(theirs))
     assert caught.value.name == "CERT_E_REVOCATION_FAILURE"
