@@ -11,8 +11,7 @@
  *
  * The pause for a verdict lies before anything is sent that depends on it:
  *   client, TLS 1.3           SSL_set_retry_verify inside the callback,
- *                             before our Finished; a refusal lets the SSL
- *                             object send its alert
+ *                             before our Finished
  *   client, TLS 1.2           the callback comes before the message with
  *                             the stapled OCSP answer, which the verdict
  *                             needs: it takes note of the certificate, and
@@ -28,8 +27,9 @@
  *                             lets no data move
  * Not an ASYNC job: OpenSSL's fibres must be resumed on the thread that
  * began them, and a session may be answered or freed on any.
- * A refusal that libssl has no alert for is told in the clear while our
- * side has no keys yet, else under the right ones (traffic_openssl.c).
+ * A refusal's alert is ours, since libssl has no call for one of our
+ * choice: in the clear while our side has no keys yet, else under the right
+ * ones (traffic_openssl.c).
  *
  * Once the handshake is over and judged, the record engine takes over where
  * it can (engage(); record_openssl.c): it has the keys from the secrets that
@@ -135,7 +135,6 @@ struct context {
     enum verdict verdict;
     struct tw_traffic *traffic; /* owned; TLS 1.3, until open */
     bool suspended;        /* by retry_verify, or by drive() */
-    int x509_error;        /* why it was refused, X509_V_ERR_... */
     bool lookup;           /* suspended in the client's cert_cb */
     bool supplied;         /* go on with what credentials there are */
     bool asked;            /* for a certificate that our credentials lack */
@@ -477,8 +476,11 @@ static int verify_peer(X509_STORE_CTX *store, void *arg)
         (void)SSL_set_retry_verify(ssl);
         return 1;
     }
-    X509_STORE_CTX_set_error(store, c->verdict == ACCEPTED ? X509_V_OK
-                                                           : c->x509_error);
+    /* a refused context is never stepped again; were it, it fails here */
+    X509_STORE_CTX_set_error(store,
+                             c->verdict == ACCEPTED
+                                 ? X509_V_OK
+                                 : X509_V_ERR_APPLICATION_VERIFICATION);
     return c->verdict == ACCEPTED;
 }
 
@@ -1110,7 +1112,6 @@ static struct context *context_new(struct credentials *cred,
     c->cred = cred;
     c->role = role;
     c->alert = c->alert_received = c->alert_sent = -1;
-    c->x509_error = X509_V_ERR_APPLICATION_VERIFICATION;
     c->ssl = SSL_new(cred->ssl_ctx);
     bio = c->ssl ? BIO_new(span_method) : NULL;
     if (!bio || !SSL_set_ex_data(c->ssl, context_index, c)) {
@@ -2667,37 +2668,14 @@ static SECURITY_STATUS query_context_attributes(PCtxtHandle ctx,
 
 /* ----------------------------------- slots beside the function table */
 
-/* The verify result for which the SSL object sends the alert that the
-   code calls for: tw_alert_for_code is the one place that chooses it, and
-   libssl has no call that sends an alert of our choice. */
-static int x509_error_of(SECURITY_STATUS code)
-{
-    switch (tw_alert_for_code((int32_t)code)) {
-    case SSL_AD_CERTIFICATE_EXPIRED:
-        return X509_V_ERR_CERT_HAS_EXPIRED;
-    case SSL_AD_CERTIFICATE_REVOKED:
-        return X509_V_ERR_CERT_REVOKED;
-    case SSL_AD_UNKNOWN_CA:
-        return X509_V_ERR_SELF_SIGNED_CERT_IN_CHAIN;
-    case SSL_AD_BAD_CERTIFICATE:
-        return X509_V_ERR_CERT_REJECTED;
-    case SSL_AD_UNSUPPORTED_CERTIFICATE:
-        return X509_V_ERR_INVALID_PURPOSE;
-    case SSL_AD_INTERNAL_ERROR:
-        return X509_V_ERR_OUT_OF_MEM;
-    case SSL_AD_CERTIFICATE_UNKNOWN:
-        /* what libssl's table does not list is sent as this */
-        return X509_V_ERR_SUBJECT_ISSUER_MISMATCH;
-    default:
-        return X509_V_ERR_APPLICATION_VERIFICATION;
-    }
-}
-
 /*
- * The alert of a refusal that the SSL object does not send itself. Our side
- * has no keys yet in TLS 1.2 (our ChangeCipherSpec is in the token that is
- * dropped), nor on a server that resumes (ServerHello is). In TLS 1.3 it has
- * those of its handshake on a client, of its data on a server.
+ * The alert of a refusal: tw_alert_for_code chooses it. Our side has no
+ * keys yet in TLS 1.2 (our ChangeCipherSpec is in the token that is
+ * dropped), nor on a server that resumes (ServerHello is). In TLS 1.3 a
+ * server has those of its data. A client has those of its handshake, but
+ * libssl makes them only as it sends ChangeCipherSpec, unless the system's
+ * configuration switches that off (MiddleboxCompat): till then in the
+ * clear, as libssl itself does it, which its servers understand.
  */
 static size_t refusal_alert(struct context *c, SECURITY_STATUS code,
                             uint8_t *alert, size_t room)
@@ -2735,7 +2713,6 @@ static SECURITY_STATUS verdict(CtxtHandle *ctx, SECURITY_STATUS code,
                                uint8_t *alert, size_t *alert_len)
 {
     struct context *c = context_at(ctx);
-    size_t used = 0;
 
     if (!c) {
         return SEC_E_INVALID_HANDLE;
@@ -2750,21 +2727,9 @@ static SECURITY_STATUS verdict(CtxtHandle *ctx, SECURITY_STATUS code,
         return was_suspended ? SEC_I_CONTINUE_NEEDED : SEC_E_OK;
     }
     c->verdict = REFUSED;
-    c->x509_error = x509_error_of(code);
     forget_session(c);
     c->out_len = 0;
-    if (c->suspended && !is_resumed(c)) {
-        /* the callback answers, the SSL object makes the alert */
-        (void)drive(c, NULL, 0, true, &used);
-        ERR_clear_error();
-    }
-    if (c->out_len > 0 && c->out_len <= *alert_len) {
-        memcpy(alert, c->out, c->out_len);
-        *alert_len = c->out_len;
-    } else {
-        *alert_len = refusal_alert(c, code, alert, *alert_len);
-    }
-    c->out_len = 0;
+    *alert_len = refusal_alert(c, code, alert, *alert_len);
     c->suspended = false;
     c->dead = true;
     forget_secrets(c);

@@ -4,8 +4,8 @@
  * libssl has no call that sends an alert of one's choice. A verdict that
  * refuses a peer after keys have changed needs one: a TLS 1.3 server whose
  * Finished is out (RFC 8446, 4.4.4: from then on it sends under
- * server_application_traffic_secret_0), and a TLS 1.3 client that resumed
- * and has seen ServerHello (client_handshake_traffic_secret). In both
+ * server_application_traffic_secret_0), and a TLS 1.3 client that has its
+ * handshake's keys (client_handshake_traffic_secret). In both
  * places nothing was sent under that secret yet, so the record is the first
  * one, number 0; and nothing is sent after it, so the SSL object's own
  * counter does not matter.
