@@ -76,6 +76,18 @@ def markdown(rows: Sequence[dict[str, Any]], about: dict[str, str]) -> str:
     return "\n".join(lines) + "\n"
 
 
+MARKS = ("<!-- bench -->", "<!-- /bench -->")
+
+
+def put_into(path: Path, text: str) -> None:
+    """Replaces what is between the marks; ValueError if they are not there."""
+    before, first, rest = path.read_text().partition(MARKS[0])
+    _, second, after = rest.partition(MARKS[1])
+    if not first or not second:
+        raise ValueError(f"{path} has no {MARKS[0]} ... {MARKS[1]}")
+    path.write_text(f"{before}{MARKS[0]}\n{text}{MARKS[1]}{after}")
+
+
 def cpu_name() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -94,6 +106,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--tls12", metavar="CIPHER", help="TLS 1.2 with this OpenSSL cipher instead")
     made.add_argument("--json", type=Path, metavar="FILE", default=BUILD / "bench.json")
     made.add_argument("--markdown", type=Path, metavar="FILE", default=BUILD / "bench.md")
+    made.add_argument("--readme", type=Path, metavar="FILE", help="put the table between its marks")
     return made
 
 
@@ -150,6 +163,8 @@ def main(arguments: Sequence[str]) -> int:
     text = markdown(table, about)
     options.markdown.parent.mkdir(parents=True, exist_ok=True)
     options.markdown.write_text(text)
+    if options.readme is not None:
+        put_into(options.readme, text)
     print(text, end="")
     return 1 if any(row["high"] < 1.0 for row in table) else 0
 
