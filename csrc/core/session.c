@@ -1753,6 +1753,16 @@ static enum tw_status write_lock_held(struct tw_session *s,
     return TW_DONE;
 }
 
+bool tw_session_sealed_exactly(struct tw_session *s)
+{
+    bool exactly;
+
+    tw_lock_acquire(&s->lock);
+    exactly = s->sizes.cbBlockSize <= 1;
+    tw_lock_release(&s->lock);
+    return exactly;
+}
+
 /* May bytes be sealed now? */
 static enum tw_status may_write_lock_held(struct tw_session *s,
                                           struct tw_error *err)
@@ -1837,7 +1847,9 @@ size_t tw_session_content_size(struct tw_session *s, const uint8_t *src,
     const uint8_t *at;
 
     tw_lock_acquire(&s->lock);
-    if (s->state == TW_OPEN && !s->indirect && s->provider->open != NULL) {
+    if (s->state == TW_OPEN && !s->indirect && s->provider->open != NULL
+        && s->sizes.cbBlockSize <= 1) {
+        /* blocks are padded: what is around content then differs */
         around = (size_t)s->sizes.cbHeader + s->sizes.cbTrailer;
     }
     at = cipher_at_lock_held(s, &inside);

@@ -138,6 +138,8 @@ enum tw_status tw_session_write(struct tw_session *, const uint8_t *src,
  * what whole records in src can hold, with what waits inside already.
  */
 size_t tw_session_sealed_size(struct tw_session *, size_t len);
+/* Is sealed_size exactly what comes out (an AEAD), or a bound? */
+bool tw_session_sealed_exactly(struct tw_session *);
 enum tw_status tw_session_seal(struct tw_session *, const uint8_t *src,
                                size_t len, uint8_t *dst, size_t room,
                                size_t *taken, size_t *made,

@@ -2326,33 +2326,26 @@ static SECURITY_STATUS record_seal(struct context *c, SecBuffer *header,
     return st;
 }
 
-/* Opens the record p[0..span) in place: plaintext at p + *at. */
-static SECURITY_STATUS record_open(struct context *c, uint8_t *p,
-                                   size_t span, size_t *at, size_t *n)
+/* Opens the record p[0..span) by the SSL object: *n bytes of data at
+   dst[0..room). The SSL object takes the whole record before it gives
+   plaintext, so the two may lie in the same memory. */
+static SECURITY_STATUS object_open(struct context *c, const uint8_t *p,
+                                   size_t span, uint8_t *dst, size_t room,
+                                   size_t *n)
 {
     SECURITY_STATUS st;
     int r;
 
-    *at = HEADER;
-    if (c->records) {
-        if (span >= c->records->header) {
-            *at = c->records->header;
-        }
-        return engine_open(c, p, span, p + *at, n);
-    }
     c->in = p;
     c->in_len = span;
     c->in_pos = 0;
     c->saw_handshake = false;
     *n = 0;
     ERR_clear_error();
-    /* the SSL object takes the whole record before it gives plaintext, so
-       the two may lie in the same memory */
     do {
         /* one call takes one message; several may lie in a record */
         c->dry = false;
-        r = SSL_read_ex(c->ssl, p + HEADER,
-                        span > HEADER ? span - HEADER : 0, n);
+        r = SSL_read_ex(c->ssl, dst, room, n);
     } while (r != 1 && !c->dry
              && SSL_get_error(c->ssl, r) == SSL_ERROR_WANT_READ);
     if (r == 1) {
@@ -2368,13 +2361,47 @@ static SECURITY_STATUS record_open(struct context *c, uint8_t *p,
             break;
         default:
             st = failure(c);
-            OPENSSL_cleanse(p, span); /* no unproved plaintext */
+            OPENSSL_cleanse(dst, room); /* no unproved plaintext */
             break;
         }
     }
     c->in = NULL;
     c->in_len = c->in_pos = 0;
     return st;
+}
+
+/* Opens the record p[0..span) in place: plaintext at p + *at. */
+static SECURITY_STATUS record_open(struct context *c, uint8_t *p,
+                                   size_t span, size_t *at, size_t *n)
+{
+    *at = HEADER;
+    if (c->records) {
+        if (span >= c->records->header) {
+            *at = c->records->header;
+        }
+        return engine_open(c, p, span, p + *at, n);
+    }
+    return object_open(c, p, span, p + HEADER,
+                       span > HEADER ? span - HEADER : 0, n);
+}
+
+/* Seals src as one record at dst by the SSL object: how long, or 0. */
+static size_t object_seal(struct context *c, const uint8_t *src, size_t len,
+                          uint8_t *dst, size_t room)
+{
+    size_t taken = 0, made = 0;
+
+    c->sink = dst;
+    c->sink_room = room;
+    c->sink_len = 0;
+    ERR_clear_error();
+    if (SSL_write_ex(c->ssl, src, len, &taken) == 1 && taken == len
+        && c->out_len == 0) {
+        made = c->sink_len;
+    }
+    c->sink = NULL;
+    c->sink_room = c->sink_len = 0;
+    return made;
 }
 
 static bool sent_shutdown(const struct context *c)
@@ -2498,6 +2525,7 @@ static SECURITY_STATUS seal(CtxtHandle *ctx, const uint8_t *src, size_t len,
                             size_t *made)
 {
     struct context *c = context_at(ctx);
+    SecPkgContext_StreamSizes sizes;
     size_t around;
 
     *taken = *made = 0;
@@ -2505,16 +2533,14 @@ static SECURITY_STATUS seal(CtxtHandle *ctx, const uint8_t *src, size_t len,
         return SEC_E_INVALID_HANDLE;
     }
     engage(c);
-    if (!c->records) {
-        return SEC_E_UNSUPPORTED_FUNCTION;
-    }
-    if (c->dead || c->sent_shutdown) {
+    if (c->dead || sent_shutdown(c)) {
         return SEC_E_CONTEXT_EXPIRED;
     }
-    around = (size_t)c->records->header + c->records->tail;
+    stream_sizes(c, &sizes);
+    around = (size_t)sizes.cbHeader + sizes.cbTrailer;
     while (*taken < len) {
         size_t part = len - *taken < 16384 ? len - *taken : 16384, n;
-        if (tw_records_due(c->records)) {
+        if (c->records && tw_records_due(c->records)) {
             /* RFC 8446, 4.6.3 and 5.5 */
             if (!send_update(c)) {
                 return records_failed(c, SSL_AD_INTERNAL_ERROR);
@@ -2531,9 +2557,15 @@ static SECURITY_STATUS seal(CtxtHandle *ctx, const uint8_t *src, size_t len,
         if (room - *made < around + part) {
             break;
         }
-        n = tw_records_seal(c->records, SSL3_RT_APPLICATION_DATA,
-                            src + *taken, part, dst + *made);
+        if (c->records) {
+            n = tw_records_seal(c->records, SSL3_RT_APPLICATION_DATA,
+                                src + *taken, part, dst + *made);
+        } else {
+            n = object_seal(c, src + *taken, part, dst + *made,
+                            room - *made);
+        }
         if (n == 0) {
+            ERR_clear_error();
             c->dead = true;
             return SEC_E_ENCRYPT_FAILURE;
         }
@@ -2556,20 +2588,22 @@ static SECURITY_STATUS open_records(CtxtHandle *ctx, const uint8_t *src,
         return SEC_E_INVALID_HANDLE;
     }
     engage(c);
-    if (!c->records) {
-        return SEC_E_UNSUPPORTED_FUNCTION;
-    }
     if (c->dead) {
         return SEC_E_CONTEXT_EXPIRED;
     }
     while (st == SEC_E_OK && n > 0) {
         size_t span = record_span(src + *used, len - *used, &missing);
+        size_t most = c->records     ? tw_records_content(c->records, span)
+                      : span > HEADER ? span - HEADER
+                                      : 0;
         /* A header that is none stands for itself: who reads it judges it. */
         if (span == 0 || header_broken(src + *used, len - *used)
-            || tw_records_content(c->records, span) > room - *made) {
+            || most > room - *made) {
             break;
         }
-        st = engine_open(c, src + *used, span, dst + *made, &n);
+        st = c->records ? engine_open(c, src + *used, span, dst + *made, &n)
+                        : object_open(c, src + *used, span, dst + *made,
+                                      most, &n);
         *used += span;
         *made += n;
     }
