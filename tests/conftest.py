@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from certs import Identity, Pki, make_pki
 from hypothesis import settings
-from platforms import skip_reason
+from platforms import NOT_HERE, skip_reason
 
 # What the interpreter and its libraries open once and keep.
 _HARMLESS = ("/dev/urandom", "/dev/random", "/dev/null")
@@ -26,6 +26,13 @@ settings.load_profile("twapi_tls")
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "keeps_fds: the test leaves descriptors open on purpose")
+
+
+collect_ignore = list(NOT_HERE)
+
+
+def pytest_report_header() -> list[str]:
+    return [f"not here: {name}: {reason}" for name, reason in NOT_HERE.items()]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

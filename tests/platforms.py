@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from fnmatch import fnmatchcase
 
 
 def wine_version() -> str:
@@ -35,8 +36,105 @@ WINE = bool(wine_version())
 WINE_TLS13 = WINE and bool(os.environ.get("GNUTLS_SYSTEM_PRIORITY_FILE"))
 
 
+_ALERTS = "Wine tells a bad record or an alert under keys as SEC_E_INTERNAL_ERROR, without a name"
+_ASKS = "Wine's servers ask no client for a certificate"
+_RESUMED = "Wine has no SECPKG_ATTR_SESSION_INFO: whether a session was resumed is unknown"
+_BINDING = "Wine's servers have no channel binding for their own certificate"
+_MASK = "Wine heeds no protocol limits in SCH_CREDENTIALS"
+_LOCAL = "Wine has no SECPKG_ATTR_LOCAL_CERT_CONTEXT, ISSUER_LIST_EX or number of a cipher suite"
+_KEYS = "Wine keeps keys of RSA only, and opens no encrypted PKCS #8"
+_PFX = "Wine's PFX import knows one key and its path, and ASCII passwords"
+_CURVES = "Wine checks no signatures of P-384, P-521 or Edwards curves"
+_FETCH = "Wine's revocation provider fetches nothing and heeds no time-out"
+_CRL = "Wine takes CRLs from its own stores only"
+_NO_CIPHERS = "Schannel takes no cipher list"
+_NO_ISSUERS = "Schannel takes issuers' names from a store of the machine only"
+_NO_EXPORT = "Schannel exports keying material with TLS 1.3 only"
+_NO_TIMER = "Windows has no interval timers and no SIGALRM"
+_RESET = "Winsock drops what was received when the peer resets"
+_SLOW = "a connection for each byte of a handshake takes minutes under Wine"
+_EC = "makes a certificate of a P-256 key by hand"
+
+# Patterns of file::name[parameters], as fnmatch has them.
+_WINDOWS_LACKS: dict[str, str] = {
+    "test_channel.py::test_a_signal_handler_that_raises_ends_a_wait*": _NO_TIMER,
+    "test_wire.py::TestSignals::*": _NO_TIMER,
+    "test_credentials.py::test_ciphers_choose_among_tls_1_2*": _NO_CIPHERS,
+    "test_credentials.py::test_options_that_the_engine_refuses*": _NO_CIPHERS,
+    "test_credentials.py::test_a_chooser_is_told_the_issuers*": _NO_ISSUERS,
+    "test_credentials.py::test_many_issuers*": _NO_ISSUERS,
+    "test_contexts.py::test_exporters[[]tls1.2]": _NO_EXPORT,
+    "test_background.py::test_python_ssl_clients_that_break_off*": _RESET,
+}
+_WINE_LACKS: dict[str, str] = {
+    "test_channel.py::test_facts_of_a_connection*": _BINDING,
+    "test_channel.py::test_plaintext_before_a_bad_record*": _ALERTS,
+    "test_session.py::test_handshake_and_both_directions*": _RESUMED,
+    "test_session.py::test_resumption*": _RESUMED,
+    "test_session.py::test_a_refusal_of_a_resumed_session*": _RESUMED,
+    "test_session.py::test_server_refusal_reaches*": _ASKS,
+    "test_session.py::test_a_flipped_bit*": _ALERTS,
+    "test_session.py::test_alpn_and_its_mismatch*": _ALERTS,
+    "test_session.py::test_channel_bindings_agree*": _BINDING,
+    "test_resumption.py::*": _RESUMED,
+    "test_verifier.py::test_once_and_again_on_resumed_sessions*": _RESUMED,
+    "test_verifier.py::test_a_servers_verifier_on_resumed_sessions*": _RESUMED,
+    "test_verifier.py::test_a_server_verifies_no_certificate_of_its_own_accord*": _ASKS,
+    "test_verifier.py::test_the_context_tells_the_certificate*": _ASKS,
+    "test_verifier.py::test_what_a_verifier_raises_is_raised_on[[]server]": _ASKS,
+    "test_listener.py::test_a_chooser_by_name*": _MASK,
+    "test_listener.py::test_client_certificates*": _ASKS,
+    "test_starttls.py::test_credentials_by_a_chooser*": _MASK,
+    "test_twapi_client.py::test_tls_socket_client_4_0*": _MASK,
+    "test_certificates.py::test_other_keys_serve_too*": _CURVES,
+    "test_certificates.py::test_version_1_has_no_extensions*": _EC,
+    "test_contexts.py::test_negotiation_and_traffic*": _RESUMED,
+    "test_contexts.py::test_a_server_that_cannot_go_on_says_so*": _ALERTS,
+    "test_contexts.py::test_a_damaged_record*": _ALERTS,
+    "test_contexts.py::test_a_replayed_record_is_refused*": _ALERTS,
+    "test_contexts.py::test_bindings_are_equal_on_both_ends*": _BINDING,
+    "test_contexts.py::test_rsa_and_ecdsa_servers*": _KEYS,
+    "test_credentials.py::test_versions*": _MASK,
+    "test_credentials.py::test_cipher_strength*": _MASK,
+    "test_credentials.py::test_intermediates_go_along*": "Wine's servers send no intermediates",
+    "test_credentials.py::test_a_server_chooses_by_what_the_client_can_verify*": _KEYS,
+    "test_credentials.py::test_certificates_in_every_shape*": _PFX,
+    "test_credentials.py::test_revocation*": _CRL,
+    "test_credentials.py::test_a_client_shows_its_certificate*": _ASKS,
+    "test_credentials.py::test_a_chooser*": _ASKS,
+    "test_interop.py::test_client_resum*": _RESUMED,
+    "test_interop.py::test_server_resum*": _RESUMED,
+    "test_interop.py::test_server_asks_certificate*": _ASKS,
+    "test_interop.py::test_server_is_refused*": _ALERTS,
+    "test_stores.py::test_pfx*": _PFX,
+    "test_stores.py::test_a_key_of_another_certificate[[]pfx]": _PFX,
+    "test_stores.py::test_passwords_that_do_not_fit*": _PFX,
+    "test_stores.py::test_pem_with_key_and_chain[[]*hunter2*": _KEYS,
+    "test_verify.py::*fetch*": _FETCH,
+    "test_bad_input.py::test_a_peer_that_goes_at_any_point*": _SLOW,
+    "test_bad_input.py::test_bad_records_on_an_open_channel*": _ALERTS,
+    "test_verify.py::test_a_redirection_is_followed*": _FETCH,
+}
+
+
+# Files that cannot even be imported there.
+_POSIX_FILES = {
+    "test_cli.py": "drives the command line through a pseudo-terminal",
+    "test_stress.py": "counts with resource and /proc; its Windows counterpart is windows/soak.py",
+    "test_fork.py": "Windows has no fork",
+    "test_architecture.py": "reads the sources, which are the same everywhere",
+    "test_docs.py": "reads the documents, which are the same everywhere",
+}
+NOT_HERE = _POSIX_FILES if WINDOWS else {}
+
+
 def skip_reason(test: str) -> str:
     """Why this test (file::name[parameters]) cannot be here; "" if it can."""
+    tables = (_WINDOWS_LACKS if WINDOWS else {}, _WINE_LACKS if WINE else {})
+    for table in tables:
+        for pattern, reason in table.items():
+            if fnmatchcase(test, pattern):
+                return reason
     if WINE:
         version = "1.2" if WINE_TLS13 else "1.3"
         if re.search(rf"\[.*(?<![\d.]){re.escape(version)}(?![\d.])", test):

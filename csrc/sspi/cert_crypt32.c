@@ -115,6 +115,21 @@ HCERTSTORE tw_crypt32_memory_store(void)
                          CERT_STORE_CREATE_NEW_FLAG, NULL);
 }
 
+bool tw_crypt32_put(HCERTSTORE into, PCCERT_CONTEXT cert)
+{
+    PCCERT_CONTEXT there = CertFindCertificateInStore(
+        into, X509_ASN_ENCODING, 0, CERT_FIND_EXISTING, cert, NULL);
+
+    if (there != NULL) {
+        (void)CertFreeCertificateContext(there);
+        return true;
+    }
+    return CertAddEncodedCertificateToStore(
+               into, X509_ASN_ENCODING, cert->pbCertEncoded,
+               cert->cbCertEncoded, CERT_STORE_ADD_NEW, NULL)
+           != FALSE;
+}
+
 bool tw_crypt32_same(PCCERT_CONTEXT a, PCCERT_CONTEXT b)
 {
     return a->cbCertEncoded == b->cbCertEncoded
@@ -247,6 +262,45 @@ void tw_crypt32_cert_digest(struct tw_cert *cert, int bytes, uint8_t *out)
     }
 }
 
+/* Takes over at. */
+static enum tw_status add_context(struct tw_store *store, PCCERT_CONTEXT at,
+                                  struct tw_error *err)
+{
+    struct tw_cert *item = tw_crypt32_cert_new(at, NULL, NULL);
+    enum tw_status st = item == NULL ? tw_crypt32_nomem(err)
+                                     : tw_crypt32_store_add(store, item, err);
+
+    tw_crypt32_cert_free(item);
+    return st;
+}
+
+/* The issuers first, nearest first: crypt32's stores promise no order, and
+   a store of ours does not add what it has. */
+static enum tw_status add_path(struct tw_store *store, struct tw_cert *cert,
+                               struct tw_error *err)
+{
+    PCCERT_CONTEXT at = CertDuplicateCertificateContext(cert->ctx);
+    enum tw_status st = TW_DONE;
+    int left = 32;
+
+    while (st == TW_DONE && at != NULL && left-- > 0) {
+        DWORD flags = 0;
+        PCCERT_CONTEXT issuer =
+            CertGetIssuerCertificateFromStore(cert->chain, at, NULL, &flags);
+
+        (void)CertFreeCertificateContext(at);
+        at = issuer;
+        if (issuer != NULL) {
+            st = add_context(store, CertDuplicateCertificateContext(issuer),
+                             err);
+        }
+    }
+    if (at != NULL) {
+        (void)CertFreeCertificateContext(at);
+    }
+    return st;
+}
+
 /* A store of cert, and then of what came with it. */
 enum tw_status tw_crypt32_cert_chain(struct tw_cert *cert,
                                      struct tw_store **out,
@@ -261,18 +315,12 @@ enum tw_status tw_crypt32_cert_chain(struct tw_cert *cert,
     if (st == TW_DONE) {
         st = tw_crypt32_store_add(store, cert, err);
     }
+    if (st == TW_DONE && cert->chain != NULL) {
+        st = add_path(store, cert, err);
+    }
     while (st == TW_DONE && cert->chain != NULL
            && (at = CertEnumCertificatesInStore(cert->chain, at)) != NULL) {
-        struct tw_cert *item;
-
-        if (tw_crypt32_same(at, cert->ctx)) {
-            continue; /* the order is not promised: the leaf is ours */
-        }
-        item = tw_crypt32_cert_new(CertDuplicateCertificateContext(at), NULL,
-                                   NULL);
-        st = item == NULL ? tw_crypt32_nomem(err)
-                          : tw_crypt32_store_add(store, item, err);
-        tw_crypt32_cert_free(item);
+        st = add_context(store, CertDuplicateCertificateContext(at), err);
         if (st != TW_DONE) {
             (void)CertFreeCertificateContext(at);
         }

@@ -64,9 +64,7 @@ static enum tw_status bundle_context(struct bundle *b, PCCERT_CONTEXT cert,
         b->room = room;
     }
     b->certs[b->count++] = cert;
-    if (!CertAddEncodedCertificateToStore(
-            b->pool, X509_ASN_ENCODING, cert->pbCertEncoded,
-            cert->cbCertEncoded, CERT_STORE_ADD_USE_EXISTING, NULL)) {
+    if (!tw_crypt32_put(b->pool, cert)) {
         return tw_crypt32_fail(err, TW_E_FORMAT, GetLastError(),
                                "keeping a certificate");
     }
@@ -134,7 +132,9 @@ static enum tw_status parse_stored(struct bundle *b, LPCSTR provider,
                                    const char *what, struct tw_error *err)
 {
     CRYPT_DATA_BLOB blob = {(DWORD)len, (BYTE *)(uintptr_t)data};
-    HCERTSTORE store = CertOpenStore(provider, TW_ENCODING, 0, 0, &blob);
+    HCERTSTORE store = len > 0 ? CertOpenStore(provider, TW_ENCODING, 0, 0,
+                                               &blob)
+                               : NULL;
     enum tw_status st;
 
     if (store == NULL) {
@@ -344,13 +344,18 @@ static enum tw_status parse_block(struct bundle *b, const char *label,
 /* Base64 between the fences, RFC 1421 headers refused: Windows has nothing
    that opens keys encrypted so. */
 static enum tw_status decode_block(const char *from, const char *to,
-                                   uint8_t **out, DWORD *len,
+                                   bool given, uint8_t **out, DWORD *len,
                                    struct tw_error *err)
 {
     const char *colon = memchr(from, ':', (size_t)(to - from));
 
     *out = NULL;
     *len = 0;
+    if (colon != NULL && !given) {
+        return tw_error_set(err, TW_E_PASSWORD, 0, "%s",
+                            "the private key is encrypted: a password is "
+                            "needed");
+    }
     if (colon != NULL) {
         return tw_error_set(err, TW_E_UNSUPPORTED, 0,
                             "the private key is encrypted as in old PEM "
@@ -403,7 +408,7 @@ static enum tw_status parse_pem(struct bundle *b, const uint8_t *data,
                               "a damaged PEM block");
             break;
         }
-        st = decode_block(from, to, &der, &size, err);
+        st = decode_block(from, to, password != NULL, &der, &size, err);
         if (st == TW_DONE) {
             st = parse_block(b, label, der, size, password, &known, err);
             any = any || known;

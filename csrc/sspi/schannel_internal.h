@@ -70,6 +70,10 @@ char *tw_crypt32_narrow(const WCHAR *text);
 /* crypt32's decoder; LocalFree; NULL if the bytes are not of the type. */
 void *tw_crypt32_decode(LPCSTR type, const BYTE *data, DWORD len);
 HCERTSTORE tw_crypt32_memory_store(void);
+/* Adds a certificate by its bytes, so without key or property; true as well
+   if it is there already: looked for first, as adding it again leaks on
+   Wine whatever the disposition. */
+bool tw_crypt32_put(HCERTSTORE into, PCCERT_CONTEXT cert);
 bool tw_crypt32_same(PCCERT_CONTEXT a, PCCERT_CONTEXT b);
 
 /* key_crypt32.c */

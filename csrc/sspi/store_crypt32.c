@@ -285,14 +285,6 @@ enum tw_status tw_crypt32_store_open(const char *name, const char *location,
 
 /* --- pouring into crypt32's own stores --- */
 
-static bool pour_cert(PCCERT_CONTEXT cert, HCERTSTORE into)
-{
-    return CertAddEncodedCertificateToStore(
-               into, X509_ASN_ENCODING, cert->pbCertEncoded,
-               cert->cbCertEncoded, CERT_STORE_ADD_USE_EXISTING, NULL)
-           != FALSE;
-}
-
 bool tw_crypt32_store_pour(struct tw_store *from, HCERTSTORE into)
 {
     PCCRL_CONTEXT crl = NULL;
@@ -304,7 +296,7 @@ bool tw_crypt32_store_pour(struct tw_store *from, HCERTSTORE into)
     }
     tw_lock_acquire(&from->lock);
     for (i = 0; good && i < from->count; i++) {
-        good = pour_cert(from->certs[i]->ctx, into);
+        good = tw_crypt32_put(into, from->certs[i]->ctx);
     }
     while (good && from->crls != NULL
            && (crl = CertEnumCRLsInStore(from->crls, crl)) != NULL) {
@@ -329,7 +321,7 @@ enum tw_status tw_crypt32_install_chain(struct tw_cert *cert,
 
     while (good && cert->chain != NULL
            && (at = CertEnumCertificatesInStore(cert->chain, at)) != NULL) {
-        good = tw_crypt32_same(at, cert->ctx) || pour_cert(at, into);
+        good = tw_crypt32_same(at, cert->ctx) || tw_crypt32_put(into, at);
         if (!good) {
             (void)CertFreeCertificateContext(at);
         }

@@ -91,8 +91,7 @@ static const struct trouble {
 
 struct trial {
     const struct tw_verify_config *config;
-    PCCERT_CONTEXT leaf;    /* borrowed, or owned if `copied` */
-    bool copied;
+    PCCERT_CONTEXT leaf;    /* owned */
     HCERTSTORE extra;       /* owned: what may stand between, and CRLs */
     HCERTSTORE roots;       /* owned; NULL with the system's */
     HCERTCHAINENGINE engine; /* owned; NULL: the system's */
@@ -467,30 +466,31 @@ static bool gather(struct trial *t, struct tw_cert *cert)
     PCCERT_CONTEXT at = NULL;
     bool good;
 
-    t->leaf = cert->ctx;
     t->extra = tw_crypt32_memory_store();
     good = t->extra != NULL
            && tw_crypt32_store_pour(config->extra, t->extra);
     while (good && cert->chain != NULL
            && (at = CertEnumCertificatesInStore(cert->chain, at)) != NULL) {
-        good = CertAddEncodedCertificateToStore(
-            t->extra, X509_ASN_ENCODING, at->pbCertEncoded,
-            at->cbCertEncoded, CERT_STORE_ADD_USE_EXISTING, NULL);
+        good = tw_crypt32_put(t->extra, at);
         if (!good) {
             (void)CertFreeCertificateContext(at);
         }
     }
-    if (good && config->ocsp != NULL && config->ocsp_len > 0) {
-        /* the revocation provider looks for a staple on the leaf itself */
+    /* A context without a store of its own, whose certificates the engine
+       would take as well: all that counts is in `extra`. */
+    if (good) {
         t->leaf = CertCreateCertificateContext(X509_ASN_ENCODING,
                                                cert->ctx->pbCertEncoded,
                                                cert->ctx->cbCertEncoded);
-        t->copied = t->leaf != NULL;
+        good = t->leaf != NULL;
+    }
+    if (good && config->ocsp != NULL && config->ocsp_len > 0) {
+        /* the revocation provider looks for a staple on the leaf itself */
         staple.cbData = (DWORD)config->ocsp_len;
         staple.pbData = (BYTE *)(uintptr_t)config->ocsp;
-        good = t->copied
-               && CertSetCertificateContextProperty(
-                   t->leaf, CERT_OCSP_RESPONSE_PROP_ID, 0, &staple);
+        good = CertSetCertificateContextProperty(
+                   t->leaf, CERT_OCSP_RESPONSE_PROP_ID, 0, &staple)
+               != FALSE;
     }
     return good;
 }
@@ -570,7 +570,7 @@ enum tw_status tw_crypt32_cert_verify(struct tw_cert *cert,
     if (t.extra != NULL) {
         (void)CertCloseStore(t.extra, 0);
     }
-    if (t.copied) {
+    if (t.leaf != NULL) {
         (void)CertFreeCertificateContext(t.leaf);
     }
     return st;

@@ -343,3 +343,50 @@ def test_the_lane_is_what_it_says() -> None:
     )
     assert answer.stdout.startswith("schannel (Schannel (Wine 10.")
     assert shutil.which("wine") is None or "Wine 10" in answer.stdout
+
+
+def test_a_thousand_connections_leave_nothing(wine_pki: Pki) -> None:
+    """In one process: handles and memory are where they were."""
+    config = {
+        "rounds": 1000,
+        "cert": "Z:" + str(wine_pki.server.combined),
+        "root": "Z:" + str(wine_pki.root),
+    }
+    answer = subprocess.run(
+        [LANE, "python", PYTHON, "Z:" + str(ROOT / "tests/windows/soak.py"), json.dumps(config)],
+        capture_output=True,
+        text=True,
+        timeout=WAIT,
+        check=True,
+    )
+    facts = json.loads(answer.stdout.splitlines()[-1])
+    before, after = facts["before"], facts["after"]
+    assert after["handles"] <= before["handles"] + 8
+    # What is kept for a connection would be kilobytes (a context has 20).
+    assert after["resident"] < before["resident"] + 900 * 2048
+
+
+@pytest.fixture(scope="session")
+def loop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """windows/loop.c, built: the same in plain C on secur32."""
+    program = tmp_path_factory.mktemp("loop") / "loop.exe"
+    subprocess.run(
+        ["x86_64-w64-mingw32-gcc", "-O2", "-Wall", "-DUNICODE", "-D_UNICODE",
+         "-DWIN32_LEAN_AND_MEAN", ROOT / "tests/windows/loop.c", "-o", program,
+         "-lsecur32", "-lcrypt32", "-lpsapi"],
+        check=True,
+    )  # fmt: skip
+    return program
+
+
+def test_a_loop_in_c_shows_what_secur32_keeps(loop: Path, wine_pki: Pki) -> None:
+    """What the soak above is held against: contexts alone leave nothing."""
+    answer = subprocess.run(
+        [LANE, "wine", loop, "Z:" + str(wine_pki.server.pfx), "correct horse", "soak", "1000"],
+        capture_output=True,
+        text=True,
+        timeout=WAIT,
+        check=True,
+    )
+    before, after = (int(word) for word in answer.stdout.split())
+    assert after < before + 900 * 1024
