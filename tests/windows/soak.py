@@ -2,7 +2,7 @@
 
     python soak.py '{"rounds": 1000, "cert": ..., "root": ...}'
 
-Prints one line of JSON: handles and resident bytes after a tenth of the rounds
+Prints one line of JSON: handles and resident bytes after a third of the rounds
 (what is made once is there by then) and after all of them.
 """
 
@@ -95,7 +95,7 @@ def main() -> None:
     server.start()
     before: dict[str, int] = {}
     for number in range(rounds):
-        if number == rounds // 10:
+        if number == rounds // 3:
             before = count()
         with twapi_tls.tls_socket(
             "127.0.0.1", port, peersubject="localhost", credentials=ours

@@ -348,7 +348,7 @@ def test_the_lane_is_what_it_says() -> None:
 def test_a_thousand_connections_leave_nothing(wine_pki: Pki) -> None:
     """In one process: handles and memory are where they were."""
     config = {
-        "rounds": 1000,
+        "rounds": 1500,
         "cert": "Z:" + str(wine_pki.server.combined),
         "root": "Z:" + str(wine_pki.root),
     }
@@ -362,8 +362,8 @@ def test_a_thousand_connections_leave_nothing(wine_pki: Pki) -> None:
     facts = json.loads(answer.stdout.splitlines()[-1])
     before, after = facts["before"], facts["after"]
     assert after["handles"] <= before["handles"] + 8
-    # What is kept for a connection would be kilobytes (a context has 20).
-    assert after["resident"] < before["resident"] + 900 * 2048
+    # 1,000 connections between the two; a context alone has 20 KB.
+    assert after["resident"] < before["resident"] + 1000 * 2048
 
 
 @pytest.fixture(scope="session")
