@@ -55,6 +55,7 @@
 #define EMPTY_MAX 64u     /* records without data in a row: a flood */
 #define HANDSHAKES_MAX 256u /* post-handshake messages without data */
 #define ALERT_ROOM 512u
+#define UPDATE_ROOM 64u   /* for a KeyUpdate that an engine puts between */
 #define SNI_MAX 255u /* RFC 1035, 2.3.4 */
 
 #define ALERT_UNEXPECTED_MESSAGE 10
@@ -1669,7 +1670,8 @@ static bool prepare_output_lock_held(struct tw_session *s, size_t len)
     }
     len = len < TW_OUTPUT_LIMIT - pending ? len : TW_OUTPUT_LIMIT - pending;
     records = (len + each - 1) / each;
-    room = len + records * ((size_t)s->sizes.cbHeader + s->sizes.cbTrailer);
+    room = len + records * ((size_t)s->sizes.cbHeader + s->sizes.cbTrailer)
+           + UPDATE_ROOM;
     return output_reserve_lock_held(s, room) != NULL;
 }
 
@@ -1706,29 +1708,16 @@ static enum tw_status write_lock_held(struct tw_session *s,
 {
     size_t overhead = (size_t)s->sizes.cbHeader + s->sizes.cbTrailer;
     SECURITY_STATUS status;
+    enum tw_status st;
     uint8_t *at;
     size_t pending;
     size_t part;
+    size_t room;
+    size_t taken;
     size_t sealed;
 
     if (len > 0 && !prepare_output_lock_held(s, len)) {
         return fail_nomem_lock_held(s);
-    }
-    pending = tw_buffer_length(&s->output);
-    if (len > 0 && pending < TW_OUTPUT_LIMIT && !s->indirect) {
-        enum tw_status st;
-
-        at = output_reserve_lock_held(s, 0);
-        part = s->output.room - s->output.end;
-        st = seal_into_lock_held(s, src, len, at,
-                                 part < TW_OUTPUT_LIMIT - pending
-                                     ? part
-                                     : TW_OUTPUT_LIMIT - pending,
-                                 n, &sealed);
-        tw_buffer_commit(&s->output, sealed);
-        if (st != TW_DONE) {
-            return st;
-        }
     }
     while (*n < len) {
         part = len - *n < s->sizes.cbMaximumMessage
@@ -1738,9 +1727,30 @@ static enum tw_status write_lock_held(struct tw_session *s,
         if (pending > 0 && pending + part + overhead > TW_OUTPUT_LIMIT) {
             return TW_WANT_WRITE;
         }
-        at = output_reserve_lock_held(s, part + overhead);
+        at = output_reserve_lock_held(s, part + overhead + UPDATE_ROOM);
         if (at == NULL) {
             return fail_nomem_lock_held(s);
+        }
+        room = s->output.room - s->output.end;
+        if (room > TW_OUTPUT_LIMIT - pending) {
+            room = TW_OUTPUT_LIMIT - pending;
+        }
+        if (room < part + overhead + UPDATE_ROOM) {
+            room = part + overhead + UPDATE_ROOM;
+        }
+        st = seal_into_lock_held(s, src + *n, len - *n, at, room, &taken,
+                                 &sealed);
+        tw_buffer_commit(&s->output, sealed);
+        *n += taken;
+        if (st != TW_DONE) {
+            return st;
+        }
+        if (taken > 0) {
+            continue;
+        }
+        if (!s->indirect && s->provider->seal != NULL) {
+            /* EncryptMessage would pass by what the engine has to send */
+            return engine_failed_lock_held(s, SEC_E_INTERNAL_ERROR);
         }
         status = seal_lock_held(s, at, src + *n, part, &sealed);
         if (status != SEC_E_OK) {

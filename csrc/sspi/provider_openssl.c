@@ -2452,6 +2452,9 @@ static SECURITY_STATUS encrypt_message(PCtxtHandle ctx, ULONG qop,
         part[0]->cbBuffer = part[2]->cbBuffer = 0;
         return SEC_E_OK;
     }
+    if (c->records && c->out_len > 0) {
+        return SEC_E_ENCRYPT_FAILURE; /* that goes first, by seal or step */
+    }
     if (c->records && tw_records_due(c->records)
         && c->records->write.count
                >= tw_records_rekey_at + (tw_records_rekey_at >> 2)) {

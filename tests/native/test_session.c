@@ -1,0 +1,171 @@
+/*
+ * Sessions over the engine, end to end in memory: what takes a connection
+ * long to come to (keys used up), or a peer that means no good.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <openssl/evp.h>
+#include <openssl/x509.h>
+
+#include "core/session.h"
+#include "sspi/openssl_internal.h"
+#include "sspi/record_openssl.h"
+
+#define CHECK(x)                                                      \
+    do {                                                              \
+        if (!(x)) {                                                   \
+            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #x);   \
+            exit(1);                                                  \
+        }                                                             \
+    } while (0)
+
+static struct tw_cert *make_cert(void)
+{
+    EVP_PKEY *key = EVP_EC_gen("P-256");
+    X509 *x = X509_new();
+    X509_NAME *subject = X509_get_subject_name(x);
+    struct tw_cert *cert;
+
+    CHECK(key && x);
+    ASN1_INTEGER_set(X509_get_serialNumber(x), 1);
+    X509_gmtime_adj(X509_getm_notBefore(x), -3600);
+    X509_gmtime_adj(X509_getm_notAfter(x), 86400);
+    X509_NAME_add_entry_by_txt(subject, "CN", MBSTRING_ASC,
+                               (const unsigned char *)"host.example", -1, -1,
+                               0);
+    X509_set_issuer_name(x, subject);
+    X509_set_version(x, X509_VERSION_3);
+    X509_set_pubkey(x, key);
+    CHECK(X509_sign(x, key, EVP_sha256()) > 0);
+    cert = tw_openssl_cert_new(x, key, NULL);
+    CHECK(cert);
+    X509_free(x);
+    EVP_PKEY_free(key);
+    return cert;
+}
+
+struct pair {
+    struct tw_session *client, *server;
+};
+
+/* Carries what one has for the other; how many bytes. */
+static size_t carry(struct tw_session *from, struct tw_session *to)
+{
+    const uint8_t *ptr;
+    size_t n = tw_session_output(from, &ptr);
+
+    n = n < 65536 ? n : 65536;
+    if (n > 0) {
+        CHECK(tw_session_input(to, ptr, n) == TW_DONE);
+        tw_session_output_consume(from, n);
+    }
+    return n;
+}
+
+static struct tw_session *make(enum tw_role role, struct tw_cert *cert,
+                               uint32_t protocol)
+{
+    struct tw_credentials_config config = {
+        .role = role, .protocols = protocol, .flags = TW_CRED_NO_RESUME,
+        .certs = &cert, .cert_count = role == TW_SERVER,
+    };
+    struct tw_session_config what = {.role = role};
+    struct tw_session *made;
+    struct tw_error err;
+
+    tw_error_clear(&err);
+    what.credentials = tw_credentials_new(tw_provider_default(), &config,
+                                          &err);
+    CHECK(what.credentials);
+    made = tw_session_new(tw_provider_default(), &what, &err);
+    CHECK(made);
+    tw_credentials_free(what.credentials);
+    return made;
+}
+
+static struct pair connect_pair(uint32_t protocol)
+{
+    struct tw_cert *cert = make_cert();
+    struct pair p = {make(TW_CLIENT, cert, protocol),
+                     make(TW_SERVER, cert, protocol)};
+    struct tw_error err;
+    enum tw_status c, s;
+    int i;
+
+    tw_error_clear(&err);
+    for (i = 0; i < 10; i++) {
+        c = tw_session_handshake(p.client, &err);
+        (void)carry(p.client, p.server);
+        s = tw_session_handshake(p.server, &err);
+        (void)carry(p.server, p.client);
+        if (c == TW_DONE && s == TW_DONE) {
+            break;
+        }
+    }
+    CHECK(c == TW_DONE && s == TW_DONE);
+    tw_provider_default()->cert_free(cert);
+    return p;
+}
+
+static void part(struct pair *p)
+{
+    tw_session_free(p->client);
+    tw_session_free(p->server);
+}
+
+/* Writes of `len` bytes until the keys have changed several times. */
+static void rekey_with(size_t len)
+{
+    struct pair p = connect_pair(TW_TLS1_3);
+    uint8_t *data = malloc(len);
+    uint8_t *back = malloc(len);
+    size_t round;
+
+    CHECK(data && back);
+    tw_records_rekey_at = 5;
+    for (round = 0; round < 40; round++) {
+        size_t done = 0, got = 0, n;
+        struct tw_error err;
+        enum tw_status st;
+
+        memset(data, (int)round + 1, len);
+        while (got < len) {
+            tw_error_clear(&err);
+            if (done < len) {
+                st = tw_session_write(p.client, data + done, len - done, &n,
+                                      &err);
+                CHECK(st == TW_DONE || st == TW_WANT_WRITE);
+                done += n;
+            }
+            while (carry(p.client, p.server) > 0) {
+            }
+            st = tw_session_read(p.server, back + got, len - got, &n, &err);
+            if (st < 0) {
+                fprintf(stderr, "writes of %zu, round %zu: %s\n", len, round,
+                        err.detail);
+            }
+            CHECK(st == TW_DONE);
+            got += n;
+        }
+        CHECK(memcmp(back, data, len) == 0);
+    }
+    tw_records_rekey_at = UINT64_C(1) << 24;
+    free(data);
+    free(back);
+    part(&p);
+}
+
+int main(void)
+{
+    static const size_t sizes[] = {1, 100, 470, 1000, 16384, 16385, 40000,
+                                   300000};
+    size_t i;
+
+    for (i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
+        rekey_with(sizes[i]);
+    }
+    puts("session: ok");
+    return 0;
+}
