@@ -54,6 +54,7 @@
 #define INPUT_MAX (1024u * 1024u) /* of one reserve */
 #define EMPTY_MAX 64u     /* records without data in a row: a flood */
 #define HANDSHAKES_MAX 256u /* post-handshake messages without data */
+#define ANSWERS_MAX (64u * 1024u) /* output beside what writing leaves */
 #define ALERT_ROOM 512u
 #define UPDATE_ROOM 64u   /* for a KeyUpdate that an engine puts between */
 #define SNI_MAX 255u /* RFC 1035, 2.3.4 */
@@ -1424,6 +1425,12 @@ static enum tw_status decrypted_lock_held(struct tw_session *s,
                                     ALERT_UNEXPECTED_MESSAGE,
                                     "the peer floods the connection with "
                                     "handshake messages");
+    }
+    if (tw_buffer_length(&s->output) > TW_OUTPUT_LIMIT + ANSWERS_MAX) {
+        return peer_broke_lock_held(s, SEC_E_ILLEGAL_MESSAGE,
+                                    ALERT_UNEXPECTED_MESSAGE,
+                                    "the peer asks for answers and takes "
+                                    "none of them");
     }
     return answer_lock_held(s);
 }

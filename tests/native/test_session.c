@@ -157,6 +157,81 @@ static void rekey_with(size_t len)
     part(&p);
 }
 
+/* OpenSSL's client against a session of ours, in memory. */
+static SSL *foreign_client(struct tw_session *server, SSL_CTX *ctx)
+{
+    SSL *ssl = SSL_new(ctx);
+    struct tw_error err;
+    int i;
+
+    CHECK(ssl);
+    SSL_set_bio(ssl, BIO_new(BIO_s_mem()), BIO_new(BIO_s_mem()));
+    SSL_set_connect_state(ssl);
+    tw_error_clear(&err);
+    for (i = 0; i < 10; i++) {
+        uint8_t bytes[16384];
+        const uint8_t *ptr;
+        enum tw_status st;
+        size_t n;
+        int made, done = SSL_do_handshake(ssl);
+
+        while ((made = BIO_read(SSL_get_wbio(ssl), bytes, sizeof(bytes)))
+               > 0) {
+            CHECK(tw_session_input(server, bytes, (size_t)made) == TW_DONE);
+        }
+        st = tw_session_handshake(server, &err);
+        while ((n = tw_session_output(server, &ptr)) > 0) {
+            CHECK(BIO_write(SSL_get_rbio(ssl), ptr, (int)n) == (int)n);
+            tw_session_output_consume(server, n);
+        }
+        if (done == 1 && st == TW_DONE) {
+            return ssl;
+        }
+    }
+    CHECK(!"no handshake");
+    return NULL;
+}
+
+/* A peer that asks for KeyUpdates and takes none of the answers, with data
+   between so that no flood of messages is counted: what waits for it has a
+   bound. */
+static void unread_updates(void)
+{
+    struct tw_cert *cert = make_cert();
+    struct tw_session *server = make(TW_SERVER, cert, TW_TLS1_3);
+    SSL_CTX *ctx = SSL_CTX_new(TLS_client_method());
+    SSL *ssl = foreign_client(server, ctx);
+    enum tw_status st = TW_DONE;
+    size_t waits = 0, got = 0;
+    struct tw_error err;
+
+    while (st == TW_DONE) {
+        uint8_t bytes[256], data[16];
+        const uint8_t *ptr;
+        size_t n;
+        int made;
+
+        CHECK(SSL_key_update(ssl, SSL_KEY_UPDATE_REQUESTED) == 1);
+        CHECK(SSL_write(ssl, "x", 1) == 1);
+        while ((made = BIO_read(SSL_get_wbio(ssl), bytes, sizeof(bytes)))
+               > 0) {
+            CHECK(tw_session_input(server, bytes, (size_t)made) == TW_DONE);
+        }
+        tw_error_clear(&err);
+        st = tw_session_read(server, data, sizeof(data), &n, &err);
+        got += n;
+        waits = tw_session_output(server, &ptr);
+        CHECK(waits <= TW_OUTPUT_LIMIT + 65536 + 256);
+    }
+    CHECK(st == TW_E_TLS && err.code == (int32_t)SEC_E_ILLEGAL_MESSAGE);
+    CHECK(strstr(err.detail, "takes none"));
+    CHECK(got > 2000); /* long after any peer that means well */
+    SSL_free(ssl);
+    SSL_CTX_free(ctx);
+    tw_session_free(server);
+    tw_provider_default()->cert_free(cert);
+}
+
 int main(void)
 {
     static const size_t sizes[] = {1, 100, 470, 1000, 16384, 16385, 40000,
@@ -166,6 +241,7 @@ int main(void)
     for (i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
         rekey_with(sizes[i]);
     }
+    unread_updates();
     puts("session: ok");
     return 0;
 }
