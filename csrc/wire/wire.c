@@ -432,6 +432,22 @@ static bool peer_explains_held(struct tw_wire *w, struct tw_error *err)
     return true;
 }
 
+/* As flush_all, the handshake being over: somebody may be sending data
+   already, and not get on until the peer reads. What waits goes with it. */
+static enum tw_status flush_last(struct tw_wire *w, int64_t deadline,
+                                 struct tw_error *err)
+{
+    enum tw_status st;
+
+    if (!tw_lock_try(&w->writer)) {
+        (void)nudge(w);
+        return TW_DONE;
+    }
+    st = flush_held(w, deadline, err);
+    release_writer(w);
+    return st;
+}
+
 static enum tw_status handshake_held(struct tw_wire *w, int64_t deadline,
                                      struct tw_error *err)
 {
@@ -444,7 +460,8 @@ static enum tw_status handshake_held(struct tw_wire *w, int64_t deadline,
             (void)nudge(w); /* the alert, best effort */
             return st;
         }
-        out = flush_all(w, deadline, err);
+        out = st == TW_DONE ? flush_last(w, deadline, err)
+                            : flush_all(w, deadline, err);
         if (out == TW_E_OS && peer_explains_held(w, err)) {
             return err != NULL ? err->status : TW_E_TLS;
         }
@@ -463,6 +480,30 @@ static enum tw_status handshake_held(struct tw_wire *w, int64_t deadline,
     }
 }
 
+/* The reader's turn; TW_END: somebody has it who receives data, so the
+   handshake is over, and he may wait for the peer for long. */
+static enum tw_status handshake_turn(struct tw_wire *w, int64_t deadline,
+                                     struct tw_error *err)
+{
+    int64_t nap = NAP_MIN;
+
+    while (!tw_lock_try(&w->reader)) {
+        enum tw_status st;
+
+        if (tw_session_state(w->session) == TW_OPEN) {
+            return TW_END;
+        }
+        if (deadline == TW_NO_WAIT) {
+            return TW_WANT_READ;
+        }
+        st = doze(w, &nap, deadline, err);
+        if (st != TW_DONE) {
+            return st;
+        }
+    }
+    return TW_DONE;
+}
+
 enum tw_status tw_wire_handshake(struct tw_wire *w, int64_t deadline,
                                  struct tw_error *err)
 {
@@ -471,10 +512,12 @@ enum tw_status tw_wire_handshake(struct tw_wire *w, int64_t deadline,
     if (st != TW_DONE) {
         return st;
     }
-    st = take_turn(w, &w->reader, deadline, TW_WANT_READ, err);
+    st = handshake_turn(w, deadline, err);
     if (st == TW_DONE) {
         st = handshake_held(w, deadline, err);
         tw_lock_release(&w->reader);
+    } else if (st == TW_END) {
+        st = TW_DONE;
     }
     leave(w);
     return st;
