@@ -1199,7 +1199,7 @@ const struct tw_hello *tw_session_hello(struct tw_session *s)
     const struct tw_hello *hello;
 
     tw_lock_acquire(&s->lock);
-    hello = s->hello;
+    hello = s->ask_credentials ? s->hello : NULL; /* else it goes at OPEN */
     tw_lock_release(&s->lock);
     return hello;
 }
@@ -2125,8 +2125,10 @@ size_t tw_session_output(struct tw_session *s, const uint8_t **ptr)
 
     tw_lock_acquire(&s->lock);
     len = tw_buffer_length(&s->output);
-    *ptr = len > 0 ? tw_buffer_head(&s->output) : NULL;
-    s->output_lent = len > 0;
+    if (ptr != NULL) {
+        *ptr = len > 0 ? tw_buffer_head(&s->output) : NULL;
+        s->output_lent = len > 0;
+    }
     tw_lock_release(&s->lock);
     return len;
 }

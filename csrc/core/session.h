@@ -79,7 +79,8 @@ size_t tw_session_input_take(struct tw_session *, uint8_t *dst,
                              size_t cap);
 size_t tw_session_input_length(struct tw_session *);
 
-/* Bytes for the peer: the pending output, valid until the next call. */
+/* Bytes for the peer: the pending output, valid until the next call. ptr
+   NULL: only how many; whoever holds them may be sending them. */
 size_t tw_session_output(struct tw_session *, const uint8_t **ptr);
 void tw_session_output_consume(struct tw_session *, size_t n);
 
@@ -105,7 +106,7 @@ enum tw_status tw_session_set_certificate(struct tw_session *,
                                           struct tw_error *err);
 /* What the ClientHello said; valid after TW_WANT_CREDENTIALS on a server,
    for as long as the session lives. NULL before, and on a server that does
-   not ask for credentials once it is OPEN: an idle connection holds none. */
+   not ask for credentials: there it may go at any time. */
 const struct tw_hello *tw_session_hello(struct tw_session *);
 
 /* --- plaintext --- */

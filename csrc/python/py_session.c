@@ -222,8 +222,6 @@ static enum tw_status open_all(struct tw_session *s, struct call *c)
 
 static enum tw_status perform_core(struct tw_session *s, struct call *c)
 {
-    const uint8_t *ptr;
-
     switch (c->op) {
     case OP_SEAL:
         return tw_session_seal(s, c->src, c->len, c->dst, c->room, &c->used,
@@ -240,7 +238,7 @@ static enum tw_status perform_core(struct tw_session *s, struct call *c)
     case OP_SHUTDOWN_WRITE:
         return tw_session_shutdown(s, &c->err);
     case OP_FLUSH:
-        return tw_session_output(s, &ptr) == 0 ? TW_DONE : TW_WANT_WRITE;
+        return tw_session_output(s, NULL) == 0 ? TW_DONE : TW_WANT_WRITE;
     case OP_CLOSE:
         tw_session_abort(s);
         return TW_DONE;
@@ -330,12 +328,11 @@ static enum tw_status run(struct py_session *self, struct call *c)
 static PyObject *take_output_bytes(struct py_session *self)
 {
     struct call c = {.op = OP_TAKE_OUTPUT};
-    const uint8_t *ptr;
     PyObject *bytes;
     PyObject *exact;
 
     tw_lock_acquire(&self->guard);
-    c.len = self->wire == NULL ? tw_session_output(self->session, &ptr) : 0;
+    c.len = self->wire == NULL ? tw_session_output(self->session, NULL) : 0;
     tw_lock_release(&self->guard);
     bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)c.len);
     if (bytes == NULL || c.len == 0) {
@@ -813,14 +810,13 @@ static PyObject *session_send(PyObject *self, PyObject *const *args,
 static PyObject *run_output(PyObject *self, struct call *c)
 {
     enum tw_status st = run(session_of(self), c);
-    const uint8_t *ptr;
     bool waits = st == TW_WANT_WRITE;
 
     if (st < 0) {
         return fail(session_of(self), st, c);
     }
     if (wire_of(session_of(self)) == NULL) {
-        waits = tw_session_output(core_of(self), &ptr) != 0;
+        waits = tw_session_output(core_of(self), NULL) != 0;
     }
     return PyBool_FromLong(!waits);
 }
@@ -1375,10 +1371,8 @@ PyDoc_STRVAR(output_pending_doc,
 
 static PyObject *session_output_pending(PyObject *self, PyObject *unused)
 {
-    const uint8_t *ptr;
-
     (void)unused;
-    return PyLong_FromSize_t(tw_session_output(core_of(self), &ptr));
+    return PyLong_FromSize_t(tw_session_output(core_of(self), NULL));
 }
 
 PyDoc_STRVAR(input_pending_doc,

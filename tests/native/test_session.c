@@ -232,6 +232,53 @@ static void unread_updates(void)
     tw_provider_default()->cert_free(cert);
 }
 
+/* Output that is being sent stays in its place, whatever comes to it and
+   whoever asks how much there is. */
+static void output_in_use(void)
+{
+    struct pair p = connect_pair(TW_TLS1_3);
+    uint8_t data[1000] = {0};
+    const uint8_t *sending;
+    struct tw_error err;
+    uint8_t copy[16];
+    size_t n;
+    int i;
+
+    tw_error_clear(&err);
+    CHECK(tw_session_write(p.client, data, 100, &n, &err) == TW_DONE);
+    CHECK(tw_session_output(p.client, &sending) > sizeof(copy));
+    memcpy(copy, sending, sizeof(copy));
+    for (i = 0; i < 50; i++) {
+        CHECK(tw_session_write(p.client, data, sizeof(data), &n, &err)
+              == TW_DONE);
+        CHECK(tw_session_output(p.client, NULL) > sizeof(data));
+        CHECK(memcmp(sending, copy, sizeof(copy)) == 0);
+    }
+    tw_session_output_consume(p.client, 10);
+    CHECK(tw_session_output(p.client, &sending) > 50 * sizeof(data));
+    CHECK(memcmp(sending, copy + 10, sizeof(copy) - 10) == 0);
+    part(&p);
+}
+
+/* What may go at any time is not given out. */
+static void hello_of_none(void)
+{
+    struct tw_cert *cert = make_cert();
+    struct tw_session *client = make(TW_CLIENT, cert, 0);
+    struct tw_session *server = make(TW_SERVER, cert, 0);
+    struct tw_error err;
+
+    tw_error_clear(&err);
+    CHECK(tw_session_handshake(client, &err) == TW_WANT_READ);
+    (void)carry(client, server);
+    CHECK(tw_session_handshake(server, &err) == TW_WANT_READ);
+    CHECK(tw_session_state(server) == TW_NEGOTIATING);
+    CHECK(tw_session_hello(server) == NULL);
+    tw_session_free(client);
+    tw_session_free(server);
+    tw_provider_default()->cert_free(cert);
+}
+
 int main(void)
 {
     static const size_t sizes[] = {1, 100, 470, 1000, 16384, 16385, 40000,
@@ -242,6 +289,8 @@ int main(void)
         rekey_with(sizes[i]);
     }
     unread_updates();
+    output_in_use();
+    hello_of_none();
     puts("session: ok");
     return 0;
 }
