@@ -1,7 +1,8 @@
 /*
- * Shared by the two halves of the OpenSSL engine, and by nobody else:
- * provider_openssl.c (credentials, contexts, records; holds the provider
- * table) and the certificate rooms, whose map is cert_openssl.h.
+ * Shared by the two halves of the OpenSSL engine, and by nobody else: the
+ * rooms around a context, whose map is context_openssl.h (provider_openssl.c
+ * among them, which holds the provider table), and the certificate rooms,
+ * whose map is cert_openssl.h.
  */
 #ifndef TW_SSPI_OPENSSL_INTERNAL_H
 #define TW_SSPI_OPENSSL_INTERNAL_H
