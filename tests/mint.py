@@ -184,10 +184,10 @@ _wine_turn = itertools.count()
 
 
 def fresh_key() -> Key:
-    """P-256. On Wine, which keeps no keys of elliptic curves, one of a dozen RSA keys in turn."""
+    """P-256. On Wine, which keeps no keys of elliptic curves, one of forty RSA keys in turn."""
     if not WINE:
         return ec.generate_private_key(ec.SECP256R1())
-    at = next(_wine_turn) % 12
+    at = next(_wine_turn) % 40
     if at == len(_WINE_KEYS):
         _WINE_KEYS.append(rsa.generate_private_key(public_exponent=65537, key_size=2048))
     return _WINE_KEYS[at]

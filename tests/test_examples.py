@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import ssl
@@ -34,7 +35,7 @@ def run(name: str, *arguments: object, data: bytes = b"") -> str:
     )
     assert done.returncode == 0, done.stderr.decode()
     assert done.stderr == b""
-    return done.stdout.decode()
+    return done.stdout.decode().replace(os.linesep, "\n")
 
 
 def test_every_example_is_run_here_and_listed() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -300,7 +301,10 @@ def test_a_listeners_command_that_accepts_in_a_thread(pki: Pki) -> None:
                 self._server(sock, address, port)
 
         def close(self) -> None:
-            self._sock.shutdown(socket.SHUT_RDWR)
+            if sys.platform == "win32":
+                self._sock.close()  # what wakes accept() there
+            else:
+                self._sock.shutdown(socket.SHUT_RDWR)
             self._work.wait()
             self._sock.close()
 

@@ -260,7 +260,7 @@ enum tw_status tw_crypt32_store_open(const char *name, const char *location,
     }
     if (name == NULL || name[0] == '\0') {
         return tw_error_set(err, TW_E_NOT_FOUND, CRYPT_E_NOT_FOUND,
-                            "the system store has no name");
+                            "no system store '': a store has a name");
     }
     st = tw_crypt32_store_new(&store, err);
     if (st == TW_DONE) {

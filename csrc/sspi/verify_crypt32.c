@@ -152,6 +152,11 @@ static void note_bits(struct trial *t, DWORD bits, int depth,
 {
     size_t i;
 
+    if ((bits & CERT_TRUST_IS_OFFLINE_REVOCATION) && !t->config->fetch) {
+        /* nobody went to look: that is not "could not be reached" */
+        bits &= ~(DWORD)CERT_TRUST_IS_OFFLINE_REVOCATION;
+        bits |= CERT_TRUST_REVOCATION_STATUS_UNKNOWN;
+    }
     for (i = 0; i < TROUBLES; i++) {
         if ((bits & troubles[i].bits) != 0
             && (troubles[i].ignore & t->config->ignore) == 0) {
