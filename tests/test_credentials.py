@@ -654,6 +654,7 @@ def test_many_issuers(world: World, version: str) -> None:
 
 
 POLICY = "openssl_conf = start\n[start]\nssl_conf = ssl\n[ssl]\nsystem_default = policy\n[policy]\n"
+NOTHING = "openssl_conf = start\n[start]\nproviders = those\n[those]\nnull = none\n[none]\n"
 FIPS = "openssl_conf = start\n[start]\nalg_section = algorithms\n[algorithms]\n"
 
 
@@ -789,3 +790,23 @@ def test_acquiring_is_quick_enough_to_do_often(world: World) -> None:
     for _ in range(300):
         tls.sspi_acquire_credentials("tls", "server", config).free()
     assert time.monotonic() - began < 20
+
+
+@pytest.mark.skipif(tls.engine.name != "openssl", reason="openssl.cnf is OpenSSL's")
+def test_a_digest_that_the_engine_lacks_is_told(tmp_path: Path) -> None:
+    cert = mint("x")
+    program = f"""
+import twapi_tls as tls
+cert = tls.cert_import(bytes.fromhex({cert.der.hex()!r}))
+found = []
+for name in ("sha1", "sha256"):
+    try:
+        found.append(tls.cert_thumbprint(cert, name))
+    except tls.TLSError as error:
+        found.append([error.name, str(error)])
+print(json.dumps(found))
+"""
+    for digest, (name, text) in zip(
+        ("SHA-1", "SHA-256"), run_under("activate = 1", program, tmp_path, NOTHING), strict=True
+    ):
+        assert name == "SEC_E_UNSUPPORTED_FUNCTION" and digest in text

@@ -226,6 +226,7 @@ static PyObject *certificate_digest(PyObject *self, PyObject *const *args,
     }
     tw_provider_default()->cert_digest(cert_of(self), (int)size, out);
     if (memcmp(out, none, (size_t)size) == 0) {
+        tw_error_clear(&err);
         (void)tw_error_set(&err, TW_E_UNSUPPORTED,
                            SEC_E_UNSUPPORTED_FUNCTION,
                            "the engine does not offer SHA-%s",
