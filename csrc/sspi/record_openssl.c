@@ -26,6 +26,7 @@
  */
 #include "sspi/record_openssl.h"
 
+#include <pthread.h>
 #include <sched.h>
 #include <string.h>
 
@@ -157,6 +158,18 @@ static struct {
     struct tw_half *owner[SLOTS]; /* of a context, NULL: free slot */
     unsigned hand;
 } desk = {.lock = TW_LOCK_READY};
+
+/* A fork leaves the child the lock free and the desk whole, whatever other
+   threads were about. */
+static void before_fork(void)
+{
+    tw_lock_acquire(&desk.lock);
+}
+
+static void after_fork(void)
+{
+    tw_lock_release(&desk.lock);
+}
 
 /* Held for a record by its own end, for an instant by who takes a context
    away. Order: own half, desk, other halves (those only tried). */
@@ -697,7 +710,8 @@ static void prove(void)
                    && there_and_back((enum tw_aead)i, false));
     }
     ERR_clear_error();
-    usable = good;
+    usable = good
+             && pthread_atfork(before_fork, after_fork, after_fork) == 0;
 }
 
 bool tw_records_usable(void)

@@ -1,14 +1,16 @@
 /*
  * Threads in one connection: a reader and a writer at each end, and a third
- * that closes under them. `scripts/native-tests -fsanitize=thread` looks for
- * races in it.
+ * that closes under them; and forks beside them. `scripts/native-tests
+ * -fsanitize=thread` looks for races in it.
  */
-#include <errno.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <openssl/evp.h>
 #include <openssl/x509.h>
@@ -295,6 +297,66 @@ static void crowds(void)
     }
 }
 
+/* A child of a fork seals while its parent's threads, at that moment, take
+   contexts from each other. */
+#define BUSY 300
+
+static atomic_bool enough;
+static struct tw_records busy[2][BUSY];
+
+static void *keep_busy(void *arg)
+{
+    struct tw_records *all = arg;
+    const uint8_t secret[32] = {1};
+    uint8_t record[64];
+    int i;
+
+    for (i = 0; i < BUSY; i++) {
+        CHECK(tw_records_init13(&all[i], TW_AEAD_AES128, 32, secret, secret,
+                                0));
+    }
+    while (!atomic_load(&enough)) {
+        for (i = 0; i < BUSY; i++) {
+            CHECK(tw_records_seal(&all[i], 23, secret, 3, record) > 0);
+        }
+    }
+    for (i = 0; i < BUSY; i++) {
+        tw_records_fini(&all[i]);
+    }
+    return NULL;
+}
+
+static void forks(void)
+{
+    const uint8_t secret[32] = {2};
+    struct tw_records mine;
+    uint8_t record[64];
+    pthread_t threads[2];
+    int i, status;
+
+    CHECK(tw_records_usable());
+    CHECK(tw_records_init13(&mine, TW_AEAD_AES128, 32, secret, secret, 0));
+    for (i = 0; i < 2; i++) {
+        CHECK(pthread_create(&threads[i], NULL, keep_busy, busy[i]) == 0);
+    }
+    for (i = 0; i < 200; i++) {
+        pid_t child = fork();
+
+        CHECK(child >= 0);
+        if (child == 0) {
+            (void)alarm(10);
+            _exit(tw_records_seal(&mine, 23, secret, 3, record) == 0);
+        }
+        CHECK(waitpid(child, &status, 0) == child);
+        CHECK(status == 0);
+    }
+    atomic_store(&enough, true);
+    for (i = 0; i < 2; i++) {
+        CHECK(pthread_join(threads[i], NULL) == 0);
+    }
+    tw_records_fini(&mine);
+}
+
 int main(void)
 {
     static const uint32_t versions[2] = {TW_TLS1_2, TW_TLS1_3};
@@ -317,6 +379,7 @@ int main(void)
         tw_credentials_free(both[1]);
     }
     tw_provider_default()->cert_free(cert);
+    forks();
     puts("threads: ok");
     return 0;
 }
