@@ -444,11 +444,17 @@ static SECURITY_STATUS handshake_bytes(struct tw_octx *c, const uint8_t *p,
         }
     }
     if (st == SEC_E_OK && n > 0) {
-        c->partial = malloc(n);
-        if (c->partial) {
-            memcpy(c->partial, p, n);
-            c->partial_len = n;
+        if (whole && p == whole) {
+            c->partial = whole; /* no copy with each piece of a message */
+            whole = NULL;
         } else {
+            c->partial = malloc(n);
+            if (c->partial) {
+                memcpy(c->partial, p, n);
+            }
+        }
+        c->partial_len = c->partial ? n : 0;
+        if (!c->partial) {
             st = tw_octx_records_failed(c, SSL_AD_INTERNAL_ERROR);
         }
     }
