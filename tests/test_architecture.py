@@ -350,6 +350,25 @@ def test_the_package_loads_its_modules_at_first_use() -> None:
     assert (answer.returncode, answer.stdout.strip()) == (0, "[] True"), answer.stderr
 
 
+# --- what is written about the code --------
+
+
+def test_pages_that_are_named_are_there() -> None:
+    """A comment that sends its reader to a page sends them to one of ours."""
+    sources = [*C_FILES, *PY_FILES]
+    for folder in ("tests", "benchmarks", "examples", "scripts"):
+        sources += [p for p in (ROOT / folder).rglob("*") if p.suffix in (".py", ".c", "")]
+    pages = {page.name for where in (".", "docs", "tests") for page in (ROOT / where).glob("*.md")}
+    named = {
+        (page, path.relative_to(ROOT).as_posix())
+        for path in sources
+        if path.is_file()
+        for page in re.findall(r"\b([A-Z]\w+\.md)\b", path.read_text(encoding="utf-8"))
+    }
+    assert len(named) > 3
+    assert {page for page, _ in named} <= pages, named
+
+
 # --- what is for tests only --------------------------------------------------
 
 

@@ -245,10 +245,13 @@ def test_the_reading_side_is_named(pki: Pki) -> None:
 
 
 def test_half_close_of_a_closed_channel_does_nothing(pki: Pki) -> None:
-    with tls_pair(pki) as (here, _):
+    with tls_pair(pki) as (here, there):
         tls.tls_close(here)
-        tls.tls_close(here, "write")
+        assert tls.tls_close(here, "write") is None  # type: ignore[func-returns-value]
         tls.tls_close(here)
+        assert tls.tls_state(here) == "CLOSED"
+        assert here.cget("error") is None
+        assert there.read() == b""  # one close_notify, one end
 
 
 def test_half_close_before_open(pki: Pki) -> None:

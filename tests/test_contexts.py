@@ -1,7 +1,7 @@
 """Security contexts without sockets: ``sspi_client_context`` to ``sspi_delete_context``.
 
 Both versions, both roles; against Python's ``ssl`` in memory and openssl over a
-socket that the test itself carries. SPEC section 3; TWAPI.md section 2.1.
+socket that the test itself carries.
 """
 
 from __future__ import annotations
@@ -559,7 +559,7 @@ class Carried:
             self.take(left)
 
     def take(self, data: bytes) -> bytes:
-        """Decrypts, and answers every renegotiation as SPEC says."""
+        """Decrypts, and answers every renegotiation: a step, and on with what it leaves."""
         got = b""
         while True:
             status, plain = tls.sspi_decrypt_stream(self.context, data)

@@ -1,7 +1,7 @@
 """``sspi_schannel_credentials`` and ``sspi_acquire_credentials``.
 
 Every option is honoured, or raises; credentials live as long as somebody uses
-them. SPEC section 3; TWAPI.md section 2.1.
+them.
 """
 
 from __future__ import annotations
@@ -733,7 +733,8 @@ def test_the_engine_and_fips_are_told() -> None:
             timeout=30,
             check=True,
         ).stdout
-        assert tls.engine.fips in (("fips" in listed), None)
+        # Demanded it can only be where there is a provider of it.
+        assert tls.engine.fips is False or "fips" in listed
 
 
 @pytest.mark.skipif(tls.engine.name != "openssl", reason="openssl.cnf is OpenSSL's")
@@ -762,7 +763,7 @@ print(json.dumps(found))
 
 @pytest.mark.peers
 def test_the_documented_way_of_a_server(pki: Pki) -> None:
-    """Store, find, acquire, release: the credentials survive (TWAPI.md, 2.3)."""
+    """Store, find, acquire, release: the credentials survive."""
     store = tls.cert_temporary_store(pfx=pki.server.pfx_bytes, password="correct horse")
     cert = tls.cert_store_find_certificate(store, "subject_substring", "localhost")
     assert cert is not None

@@ -1,7 +1,7 @@
 """Session resumption: works, off, reported; never crosses identities.
 
 A resumed session skips the certificates: who was verified then must be who
-is wanted now, and the verifier is asked again. SPEC sections 1 and 3.
+is wanted now, and the verifier is asked again.
 """
 
 from __future__ import annotations
@@ -107,7 +107,8 @@ def test_not_for_another_target(world: World, version: str) -> None:
     assert not resumed(connect(ours, theirs, "other.example"))
     assert resumed(connect(ours, theirs, "localhost"))
     assert resumed(connect(ours, theirs, "other.example"))
-    assert resumed(connect(ours, theirs, "LOCALHOST")) in (False, True)  # one name, by any case
+    # One name in another case: resumed or not as the engine likes, it connects.
+    resumed(connect(ours, theirs, "LOCALHOST"))
 
 
 @VERSIONS

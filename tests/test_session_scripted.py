@@ -211,7 +211,7 @@ def test_a_server_opens_and_needs_no_verdict() -> None:
 
 
 def test_incomplete_on_the_first_call_leaves_no_context() -> None:
-    """Fact 5: the next call passes NULL again, and ALPN with it (fact 12)."""
+    """The next call passes NULL again, and ALPN with it."""
     play = Play(SERVER, alpn=b"\2h2")
     hello = record(sspi.client_hello(), 22)
     play.add("step", INCOMPLETE, context=0, input=hello, missing=3)
@@ -322,7 +322,7 @@ def test_arguments_of_a_new_session() -> None:
 
 
 def test_extra_of_a_step_goes_to_the_next_step_and_then_to_decryption() -> None:
-    """Fact 6."""
+    """SECBUFFER_EXTRA; what is left when it is open is application data."""
     play = Play()
     data = record(b"sealed")
     play.add("step", CONTINUE, token=HELLO, remote=False)
@@ -374,7 +374,7 @@ def test_success_without_a_context_handle_is_the_engines_fault() -> None:
 @pytest.mark.parametrize("first", [True, False])
 @by_name(FATAL)
 def test_a_failing_step_ends_it_and_its_token_goes_first(role: int, first: bool, code: int) -> None:
-    """Facts 3 and 14, for every status that is documented for ISC and ASC."""
+    """Every status that is documented for ISC and ASC."""
     play = Play(role)
     start = record(sspi.client_hello(), 22) if role == SERVER else b""
     before = b""
@@ -451,7 +451,7 @@ def test_the_alert_buffer_counts_only_without_a_token() -> None:
 
 
 def test_without_a_token_the_alert_is_asked_for() -> None:
-    """ApplyControlToken, then a step without input (fact 13)."""
+    """ApplyControlToken, then a step without input."""
     play = Play()
     play.add("step", CONTINUE, token=HELLO, remote=False)
     play.add("step", FAILURES["SEC_E_ALGORITHM_MISMATCH"], input=ANSWER)
@@ -624,7 +624,7 @@ def test_no_client_hello_on_a_server(fed: bytes, alert: bytes) -> None:
 
 
 def test_the_token_waits_for_the_verdict() -> None:
-    """HOUSE.md, decision 10: as soon as the certificate can be asked for."""
+    """As soon as the certificate can be asked for, no token goes out before it."""
     play = Play(ask_verdict=True)
     play.add("step", CONTINUE, token=HELLO, remote=False)
     play.add("step", CONTINUE, input=ANSWER, token=FINISHED, remote=CERT)
@@ -772,7 +772,7 @@ def test_a_server_asks_for_the_verdict_of_a_client_without_certificate(
 
 
 def test_lacking_credentials_are_retried_with_the_same_input_once() -> None:
-    """Fact 11."""
+    """SEC_I_INCOMPLETE_CREDENTIALS."""
     play = Play()
     play.add("step", CONTINUE, token=HELLO, remote=False)
     play.add("step", LACKING, input=ANSWER, flags_clear=ISC_USE_SUPPLIED)
@@ -886,7 +886,7 @@ def test_absurd_sizes_are_refused(sizes: tuple[int, int, int]) -> None:
 @pytest.mark.parametrize("role", [CLIENT, SERVER])
 @pytest.mark.parametrize("missing", ["confidentiality", "stream"])
 def test_attributes_that_were_asked_for_must_come(role: int, missing: str) -> None:
-    """Fact 12."""
+    """What the engine returns is held against what was asked for."""
     stream = sspi.ISC_STREAM if role == CLIENT else sspi.ASC_STREAM
     attributes = stream if missing == "confidentiality" else sspi.ISC_CONFIDENTIALITY
     play = Play(role)
@@ -927,7 +927,7 @@ R = record(b"0123456789")
     "order", [(0, 1, 2, 3), (3, 2, 1, 0), (1, 0, 3, 2), (2, 3, 0, 1), (1, 3, 2, 0)]
 )
 def test_buffers_come_in_any_order(order: tuple[int, ...]) -> None:
-    """Fact 7: scan all four; EXTRA counts from the end."""
+    """All four of DecryptMessage's are scanned; EXTRA counts from the end."""
     play = open_client()
     parts = [
         (HEADER, 0, 5),
@@ -974,7 +974,7 @@ def test_answers_beyond_the_input_are_the_engines_fault(parts: list[Any]) -> Non
 
 @pytest.mark.parametrize("missing", [-1, 0, 7, 1 << 30])
 def test_missing_is_a_hint(missing: int) -> None:
-    """Facts 2 and 8."""
+    """SECBUFFER_MISSING may be there or not, and is no promise."""
     play = open_client()
     play.add("decrypt", INCOMPLETE, input=R, missing=missing)
     play.add("decrypt", OK, input=R + b"\x17", extra=1, data=b"x")
@@ -1001,7 +1001,7 @@ def test_nothing_is_decrypted_of_less_than_a_record() -> None:
 
 
 def test_close_notify_ends_reading_only() -> None:
-    """Fact 9."""
+    """SEC_I_CONTEXT_EXPIRED: writing goes on."""
     play = open_client()
     play.add("decrypt", OK, data=b"last", extra=len(R))
     play.add("decrypt", EXPIRED)
@@ -1130,7 +1130,7 @@ def test_no_record_while_open() -> None:
 
 
 def test_post_handshake_messages_several_times_in_a_row_with_data_around() -> None:
-    """Fact 9: before, between and behind them no byte is lost."""
+    """Before, between and behind them no byte is lost."""
     play = open_client()
     stream = R * 5
     ticket = b"post-handshake"
@@ -1163,7 +1163,7 @@ def test_a_renegotiation_without_input() -> None:
     play.session.feed(R)
     assert play.session.read(10) == (WANT_READ, b"")
     assert play.take() == b"hello again"
-    # fact 10: nothing else is encrypted meanwhile
+    # nothing else is encrypted meanwhile
     assert play.session.write(b"data") == (WANT_READ, 0)
     play.session.feed(ANSWER)
     assert play.session.read(10) == (WANT_READ, b"")
@@ -1365,7 +1365,7 @@ def test_what_is_written_is_cut_at_the_largest_message() -> None:
 
 @pytest.mark.parametrize(("header", "trailer"), [(5, 17), (5, 0), (3, 17), (0, 1), (5, 16)])
 def test_lengths_that_shrink(header: int, trailer: int) -> None:
-    """Fact 10: the parts are closed up."""
+    """EncryptMessage may need less than STREAM_SIZES says: the parts are closed up."""
     play = open_client()
     play.add("encrypt", OK, header=header, trailer=trailer)
     play.add("encrypt", OK)
@@ -1449,7 +1449,7 @@ def test_output_that_is_lent_out_stays_while_more_is_written() -> None:
 
 @pytest.mark.parametrize("status", [OK, EXPIRED, CONTINUE])
 def test_shutdown_is_a_token_and_a_step(status: int) -> None:
-    """Fact 13."""
+    """ApplyControlToken(SCHANNEL_SHUTDOWN), then a step without input."""
     play = open_client()
     play.add("control", OK, attribute=1)
     play.add("step", status, no_input=True, token=b"close_notify")

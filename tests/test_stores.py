@@ -1,4 +1,4 @@
-"""Certificate stores: filling, searching, releasing; SPEC section 3."""
+"""Certificate stores: filling, searching, releasing."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 The cases of TWAPI's crypto.test (cert_tls_verify-1.0 to 12.0) are here on
 certificates made on the spot; ``openssl verify`` is asked the same where it
-can say the same. SPEC section 3; TWAPI.md section 2.2.
+can say the same.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Thin: parsing, path building and stores are the engine's (crypt32 on
 Windows, OpenSSL elsewhere). The objects here free themselves; ``with``, the
 ``..._release`` functions and garbage collection all do the same.
-Source: TWAPI's twapi_crypto manual pages; SPEC section 3.
+Source: TWAPI's twapi_crypto manual pages.
 """
 
 from __future__ import annotations
@@ -627,7 +627,7 @@ def cert_tls_verify(
     partialchain wrongusage time name cnmatch policy basicconstraints
     criticalextension revocationoffline revocationunknown ...``; one without
     a name is given in hexadecimal. Raises only if it could not run.
-    Source: TWAPI, cert_tls_verify; SPEC section 3.
+    Source: TWAPI, cert_tls_verify.
     """
     modes: dict[str, Revocation] = {
         "all": "all",

@@ -1,7 +1,7 @@
 """The seven commands of TWAPI's TLS page.
 
 ``tls_socket_command`` and ``tls_background_error`` live in registry.py and
-events.py. Source: TWAPI's manual page; SPEC section 1.
+events.py. Source: TWAPI's manual page.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ def tls_socket(
     socketcmd: makes the TCP connection in place of the registered command.
     Errors: TypeError and ValueError for arguments (``peersubject`` of a
     listener and ``requestclientcert`` of a client are ignored), OSError of
-    the connect, TLSError. Source: TWAPI, tls_socket; SPEC section 1.
+    the connect, TLSError. Source: TWAPI, tls_socket.
     """
     for key in ("host", "port"):
         if key in named:
@@ -391,7 +391,7 @@ def starttls(
     Bytes that the peer sent before TLS and that ``chan`` holds in its input
     buffer are refused with ValueError: taking them for protected ones would
     be an injection (CVE-2011-0411), and dropping them would lose data.
-    Source: TWAPI, starttls; SPEC section 1.
+    Source: TWAPI, starttls.
     """
     made: TlsChannel | None = None
     taken = False  # from then on made closes it, once

@@ -31,7 +31,7 @@ def make_error(
     errorcode: tuple[str, ...] = (),
     alert_sent: str | None = None,
 ) -> E:
-    """A TLSError of ``kind`` with every attribute that SPEC section 4 names.
+    """A TLSError of ``kind`` with every attribute that the C floor's have.
 
     ``code`` is signed; its name and hexadecimal form go into the text.
     """

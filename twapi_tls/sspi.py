@@ -2,7 +2,7 @@
 
 Credentials are counted by their users: freeing a handle never hurts a
 channel or context that was made with it. A context is a byte machine: bytes
-of the peer in, bytes for the peer out. Source: TWAPI's sspi.tcl; SPEC 3.
+of the peer in, bytes for the peer out. Source: TWAPI's sspi.tcl.
 """
 
 from __future__ import annotations

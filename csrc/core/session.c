@@ -36,7 +36,7 @@
  *
  * A step never follows SEC_E_OK of its own accord: Schannel would take it
  * for a wish to authenticate again. It does only after RENEGOTIATE and
- * after ApplyControlToken (WINDOWS.md, section 1, facts 9 and 13).
+ * after ApplyControlToken.
  *
  * Memory lent out (input_reserve, output) is not moved or freed until it
  * comes back, so that a reader in recv() and a writer in send() need not
@@ -325,7 +325,7 @@ static void set_buffer(SecBuffer *b, ULONG type, void *data, size_t len)
     b->cbBuffer = (ULONG)len;
 }
 
-/* Copies what the step gave into `held` and frees it all (fact 4). The
+/* Copies what the step gave into `held` and frees it all. The
    ALERT buffer counts only where a failed step gave no token. */
 static bool take_tokens_lock_held(struct tw_session *s, SecBuffer *out,
                                   size_t count, SECURITY_STATUS status)
@@ -391,7 +391,7 @@ static SECURITY_STATUS call_engine_lock_held(struct tw_session *s,
             s->handle, old, in, flags, SECURITY_NATIVE_DREP, made, out,
             &attributes, when);
     }
-    /* facts 1 and 5: a context is there only after a success */
+    /* a context is there only after a success */
     if (!s->has_ctx && status >= 0) {
         if (SecIsValidHandle(&fresh)) {
             s->ctx = fresh;
@@ -483,7 +483,7 @@ static struct step run_step_lock_held(struct tw_session *s, uint8_t *in,
         note_missing_lock_held(s, hint);
     } else if (step.status >= 0
                && step.status != SEC_I_INCOMPLETE_CREDENTIALS) {
-        /* EXTRA is found by its length from the end (facts 6, 7) */
+        /* EXTRA is found by its length from the end */
         if (extra > len) {
             step.status = SEC_E_INTERNAL_ERROR;
         } else {
@@ -568,7 +568,7 @@ static int alert_ahead_lock_held(struct tw_session *s)
     return alert > 0 && at[5] == 2 ? alert : -1;
 }
 
-/* A call of the engine failed; `held` may have its alert (fact 14). */
+/* A call of the engine failed; `held` may have its alert. */
 static enum tw_status engine_failed_lock_held(struct tw_session *s,
                                               SECURITY_STATUS status)
 {
@@ -1345,7 +1345,7 @@ static enum tw_status answer_lock_held(struct tw_session *s)
     return TW_DONE;
 }
 
-/* Sorts out the four buffers of DecryptMessage (fact 7). */
+/* Sorts out the four buffers of DecryptMessage. */
 static bool place_plain_lock_held(struct tw_session *s, SecBuffer *b,
                                   uint8_t *at, size_t len)
 {
@@ -1806,7 +1806,7 @@ enum tw_status tw_session_write(struct tw_session *s, const uint8_t *src,
     st = may_write_lock_held(s, err);
     if (st == TW_DONE) {
         st = s->renegotiating
-                 ? TW_WANT_READ /* fact 10: nothing else is encrypted */
+                 ? TW_WANT_READ /* nothing else is encrypted */
                  : report_lock_held(s, write_lock_held(s, src, len, n),
                                     err);
     }
@@ -1944,7 +1944,7 @@ static enum tw_status shutdown_lock_held(struct tw_session *s,
     s->write_ended = true;
     status = s->table->ApplyControlToken(&s->ctx, &desc);
     if (status >= 0) {
-        /* nothing is decrypted between the two (fact 13) */
+        /* nothing is decrypted between the two */
         step = run_step_lock_held(s, NULL, 0);
         status = step.status;
         if (!release_lock_held(s)) {

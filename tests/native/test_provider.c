@@ -1,6 +1,6 @@
 /*
- * The provider's contract (WINDOWS.md, section 1) below the core: two
- * contexts of the engine talk through memory. Certificates are made with
+ * The provider's contract (sspi/provider.h) below the core: two contexts
+ * of the engine talk through memory. Certificates are made with
  * OpenSSL on the spot.
  */
 #include <stdio.h>
@@ -202,7 +202,7 @@ static void handshake(struct end *c, struct end *s, struct tw_cert **peer)
                 return;
             }
             if (c->st == SEC_I_INCOMPLETE_CREDENTIALS) {
-                /* fact 11: the same input again, without a certificate */
+                /* the same input again, without a certificate */
                 c->supplied = true;
                 step(c);
             }
@@ -380,7 +380,7 @@ static void test_refusal(uint32_t version, enum tw_role who, bool resumed,
     P->cert_free(ccert);
 }
 
-/* Facts 2, 3 and 5: short and foreign input to a server without context. */
+/* Short and foreign input to a server without context. */
 static void test_first_bytes(void)
 {
     struct tw_cert *scert = make_cert("host.example");
@@ -396,7 +396,7 @@ static void test_first_bytes(void)
         step(&s);
         CHECK(s.st == SEC_E_INCOMPLETE_MESSAGE && !s.have);
     }
-    step(&c); /* fact 1 */
+    step(&c); /* without input: untouched */
     CHECK(c.st == SEC_E_INCOMPLETE_MESSAGE);
     memcpy(s.in, "GET / HTTP/1.1\r\n\r\n", 18);
     s.in_len = 18;

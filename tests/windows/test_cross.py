@@ -375,6 +375,7 @@ def loop(tmp_path_factory: pytest.TempPathFactory) -> Path:
          "-DWIN32_LEAN_AND_MEAN", ROOT / "tests/windows/loop.c", "-o", program,
          "-lsecur32", "-lcrypt32", "-lpsapi"],
         check=True,
+        timeout=120,
     )  # fmt: skip
     return program
 
