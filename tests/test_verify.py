@@ -14,6 +14,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -883,6 +884,33 @@ def test_a_fetch_lets_other_threads_run(world: World) -> None:
         library.released.set()
         thread.join(15)
         assert verdicts == ["revocationunknown"]
+
+
+@pytest.mark.skipif(tls.engine.name != "openssl", reason="crypt32 needs the stores to the end")
+def test_a_fetch_keeps_no_store_from_others(world: World) -> None:
+    """A responder that stalls holds up who asked it, not all with the same anchors."""
+    with opened_library() as library:
+        leaf = mint("x", world.root, names=[HOST], extensions=points(library.url("/stall")))
+        roots = tls.cert_temporary_store(pem=world.root.pem)
+        with ThreadPoolExecutor(2) as pool:
+            slow = pool.submit(
+                verify,
+                leaf,
+                revocationcheck="all",
+                fetch=True,
+                fetchtimeout=15,
+                trustedroots=roots,
+            )
+            end = time.monotonic() + 10
+            while not library.asked and time.monotonic() < end:
+                threading.Event().wait(0.01)
+            assert library.asked == ["/stall"]
+            quick = pool.submit(verify, leaf, trustedroots=roots)
+            try:
+                assert quick.result(5) == "ok"
+            finally:
+                library.released.set()
+            assert slow.result(15) == "revocationunknown"
 
 
 def test_a_fetch_of_a_channel_is_off_the_event_loop() -> None:

@@ -5,7 +5,7 @@
  *
  * Everything it tells comes from the engine as text or bytes through a
  * sink; no ASN.1 here. verify() may go to the network: it lets go of the
- * GIL, with the stores it uses locked.
+ * GIL, with the stores it uses locked for as long as the engine needs them.
  */
 #include "python/convert.h"
 #include "python/module.h"
@@ -286,6 +286,7 @@ struct verification {
     struct tw_verify_config config;
     struct tw_py_store *stores[3]; /* extra, roots, more_roots */
     struct tw_py_store *order[3];  /* the same, sorted by the lock */
+    bool locked;
     PyObject *usages;              /* tuple of str, owned, or NULL */
     const char **oids;             /* into usages; owned array */
     Py_buffer ocsp;                /* .obj NULL: none */
@@ -424,6 +425,14 @@ static PyObject *verdict_tuple(struct tw_module *state,
     return result;
 }
 
+static void unlock_stores(void *arg)
+{
+    struct verification *v = arg;
+
+    v->locked = false;
+    tw_stores_unlock(v->order, 3);
+}
+
 static PyObject *run_verification(PyObject *self, struct verification *v)
 {
     struct tw_module *state = tw_module_of(self);
@@ -434,10 +443,15 @@ static PyObject *run_verification(PyObject *self, struct verification *v)
     memset(&verdict, 0, sizeof(verdict));
     tw_error_clear(&err);
     Py_BEGIN_ALLOW_THREADS
+    v->config.gathered = unlock_stores;
+    v->config.gathered_arg = v;
+    v->locked = true;
     tw_stores_lock(v->order, 3);
     st = tw_provider_default()->cert_verify(cert_of(self), &v->config,
                                             &verdict, &err);
-    tw_stores_unlock(v->order, 3);
+    if (v->locked) {
+        unlock_stores(v);
+    }
     Py_END_ALLOW_THREADS
     if (st != TW_DONE) {
         tw_provider_default()->store_free(verdict.chain);

@@ -101,6 +101,10 @@ struct tw_verify_config {
     bool fetch;               /* may go to the network for CRLs (AIA) */
     int fetch_timeout_ms;
     uint32_t flags;           /* TW_VERIFY_... */
+    void (*gathered)(void *); /* called at most once, as soon as the three
+                                 stores are needed no more: by an engine
+                                 that can, before the network. May be NULL */
+    void *gathered_arg;
 };
 
 struct tw_verdict {

@@ -567,6 +567,7 @@ enum tw_status tw_openssl_cert_verify(struct tw_cert *cert,
 {
     struct tw_trial t;
     enum tw_status status = TW_DONE;
+    bool gathered;
 
     memset(out, 0, sizeof *out);
     memset(&t, 0, sizeof t);
@@ -577,7 +578,11 @@ enum tw_status tw_openssl_cert_verify(struct tw_cert *cert,
     t.revocation = config->revocation != TW_REVOKE_NONE
         && (config->ignore & TW_IGNORE_REVOCATION) == 0;
 
-    if (!gather(&t, cert) || !build_best_path(&t)) {
+    gathered = gather(&t, cert);
+    if (config->gathered != NULL) {
+        config->gathered(config->gathered_arg);
+    }
+    if (!gathered || !build_best_path(&t)) {
         status = tw_openssl_fail(err, TW_E_NOMEM, SEC_E_INTERNAL_ERROR,
                                  "the verification could not run");
         goto done;
