@@ -397,6 +397,7 @@ def test_a_channels_context_is_moved_by_the_channel_alone(pki: Pki) -> None:
                 lambda: tls.sspi_step(context),
                 lambda: tls.sspi_encrypt_stream(context, b"x"),
                 lambda: tls.sspi_decrypt_stream(context, b"x"),
+                lambda: context.decrypt_into(b"x", bytearray(1)),
                 lambda: tls.sspi_shutdown_context(context),
             ]
             for use in uses:
@@ -682,3 +683,36 @@ def test_rsa_and_ecdsa_servers(world: World) -> None:
         with connect(client(world.root, protocols=version), server(leaf)) as connection:
             assert connection.send(connection.server, b"x") == ("ok", b"x")
             assert "RSA" in connection.client.facts().suite_name or version == "tls1.3"
+
+
+@VERSIONS
+def test_decrypting_into_a_buffer(world: World, version: str) -> None:
+    """What does not fit waits; errors come after the data before them."""
+    here, there = contexts(world, version)
+    negotiate(here, there)
+    data = bytes(range(256)) * 300
+    records = tls.sspi_encrypt_stream(here, data)
+    small = bytearray(10_000)
+    got = bytearray()
+    n = there.decrypt_into(records[:20_000], small)
+    while n or len(got) < len(data):
+        got += small[:n]
+        n = there.decrypt_into(b"", small)
+        if not n and len(got) < len(data):
+            n = there.decrypt_into(records[20_000:], small)
+    assert bytes(got) == data
+    exact = bytearray(5)
+    assert there.decrypt_into(tls.sspi_encrypt_stream(here, b"hello"), exact) == 5
+    assert exact == b"hello"
+    assert there.decrypt_into(b"", small) == 0
+    with pytest.raises(ValueError, match="overlap"):
+        there.decrypt_into(memoryview(small)[:100], memoryview(small)[50:])
+    with pytest.raises((TypeError, BufferError)):
+        there.decrypt_into(b"", b"read only")
+    good = tls.sspi_encrypt_stream(here, b"good")
+    bad = bytearray(tls.sspi_encrypt_stream(here, b"evil"))
+    bad[-1] ^= 1
+    assert there.decrypt_into(good + bad, small) == 4
+    with pytest.raises(TLSError) as caught:
+        there.decrypt_into(b"", small)
+    assert caught.value.name == "SEC_E_MESSAGE_ALTERED"

@@ -181,6 +181,8 @@ class Session:
         """The records for data, with what output waited before them."""
     def decrypt(self, data: Buffer, /) -> bytes:
         """The plaintext of the peer's bytes, perhaps b""; plaintext before an error comes first."""
+    def decrypt_into(self, data: Buffer, buffer: Buffer, /) -> int:
+        """As decrypt into a buffer: bytes written; what does not fit waits inside."""
     def take_output(self) -> bytes: ...
     def take_input(self) -> bytes: ...
     """Unconsumed ciphertext, removed (TWAPI's leftover)."""

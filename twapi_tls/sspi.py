@@ -364,6 +364,16 @@ class SspiContext:
             # a small record.
             self.encrypt, self.decrypt = session.encrypt, session.decrypt
 
+    def decrypt_into(self, data: Buffer, buffer: Buffer) -> int:
+        """The plaintext of the peer's bytes into a writable buffer: how many bytes.
+
+        What does not fit waits inside: ``decrypt_into(b"", buffer)`` gives
+        more of it, and 0 says that nothing is left. Errors and what is kept
+        as with ``sspi_decrypt_stream``, which tells the status; the two
+        memories must not overlap (ValueError).
+        """
+        return self._own().decrypt_into(data, buffer)
+
     def _no_records(self, data: Buffer, /) -> bytes:
         self._own()
         raise ValueError("the security context has no records")

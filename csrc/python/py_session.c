@@ -1112,6 +1112,52 @@ static PyObject *session_decrypt(PyObject *self, PyObject *arg)
     return result;
 }
 
+PyDoc_STRVAR(decrypt_into_doc,
+"decrypt_into(data, buffer) -> int\n\n"
+"As decrypt() into a writable buffer: how many bytes, perhaps 0. What does\n"
+"not fit waits inside: decrypt_into(b\"\", buffer) gives more of it. The two\n"
+"must not overlap.");
+
+static PyObject *session_decrypt_into(PyObject *self, PyObject *const *args,
+                                      Py_ssize_t count)
+{
+    struct call c = {.op = OP_OPEN};
+    PyObject *result = NULL;
+    Py_buffer data;
+    Py_buffer into;
+    enum tw_status st;
+
+    if (tw_arg_count("decrypt_into", count, 2, 2) < 0 ||
+        PyObject_GetBuffer(args[0], &data, PyBUF_SIMPLE) < 0) {
+        return NULL;
+    }
+    if (PyObject_GetBuffer(args[1], &into, PyBUF_WRITABLE) < 0) {
+        PyBuffer_Release(&data);
+        return NULL;
+    }
+    c.src = data.buf;
+    c.len = (size_t)data.len;
+    c.dst = into.buf;
+    c.room = (size_t)into.len;
+    if (c.len != 0 && c.room != 0 && c.dst < c.src + c.len &&
+        c.src < c.dst + c.room) {
+        PyErr_SetString(PyExc_ValueError, "data and buffer overlap");
+        goto done;
+    }
+    st = run(session_of(self), &c);
+    if (st < 0) {
+        (void)fail(session_of(self), st, &c);
+    } else if (is_decision(st) && c.n == 0) {
+        (void)fail_decision(self, st);
+    } else {
+        result = PyLong_FromSize_t(c.n);
+    }
+done:
+    PyBuffer_Release(&into);
+    PyBuffer_Release(&data);
+    return result;
+}
+
 PyDoc_STRVAR(take_output_doc,
 "take_output() -> bytes\n\n"
 "The bytes for the peer, removed. Send them whatever else happens.");
@@ -1665,6 +1711,7 @@ static PyMethodDef session_methods[] = {
     ONE(set_ragged_eof),
     ONE(encrypt),
     ONE(decrypt),
+    FAST(decrypt_into),
     NONE(take_output),
     NONE(take_input),
     NONE(shutdown),
