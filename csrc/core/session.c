@@ -110,6 +110,7 @@ struct tw_session {
     bool use_supplied;   /* ISC_REQ_USE_SUPPLIED_CREDS was added */
     bool renegotiating;
     bool read_ended, write_ended;
+    bool close_later;    /* close_notify is due after the renegotiation */
     bool aborted;
     bool dead;           /* the context takes no further calls */
     bool input_lent, output_lent;
@@ -1285,6 +1286,9 @@ static bool data_ahead_lock_held(struct tw_session *s)
     return len > 0 && before_data_lock_held(s) == 0;
 }
 
+static enum tw_status shutdown_lock_held(struct tw_session *s,
+                                         struct tw_error *err);
+
 /*
  * A step after RENEGOTIATE, or of the renegotiation that came of it; with
  * the ciphertext at hand up to data, or with none. TW_DONE: go on reading.
@@ -1340,7 +1344,13 @@ static enum tw_status answer_lock_held(struct tw_session *s)
         return fail_nomem_lock_held(s);
     }
     if (real && !s->renegotiating && !s->read_ended) {
-        return query_sizes_lock_held(s);
+        enum tw_status st = query_sizes_lock_held(s);
+
+        if (st == TW_DONE && s->close_later) {
+            s->close_later = false;
+            (void)shutdown_lock_held(s, NULL);
+        }
+        return st;
     }
     return TW_DONE;
 }
@@ -1942,6 +1952,11 @@ static enum tw_status shutdown_lock_held(struct tw_session *s,
     desc.pBuffers = &buffer;
     set_buffer(&buffer, SECBUFFER_TOKEN, &kind, sizeof(kind));
     s->write_ended = true;
+    if (s->renegotiating) {
+        /* keys change, and nothing else is encrypted (fact 10) */
+        s->close_later = true;
+        return TW_DONE;
+    }
     status = s->table->ApplyControlToken(&s->ctx, &desc);
     if (status >= 0) {
         /* nothing is decrypted between the two */

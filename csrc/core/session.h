@@ -151,7 +151,8 @@ enum tw_status tw_session_open(struct tw_session *, const uint8_t *src,
                                size_t len, uint8_t *dst, size_t cap,
                                size_t *used, size_t *n,
                                struct tw_error *err);
-/* close_notify into the output, once; later calls are no-ops. */
+/* close_notify into the output, once; later calls are no-ops. It comes
+   there at the end of a renegotiation that goes on. */
 enum tw_status tw_session_shutdown(struct tw_session *,
                                    struct tw_error *err);
 /* Kills it: every later call gives TW_E_CLOSED (or its first error). */

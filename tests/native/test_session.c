@@ -279,6 +279,84 @@ static void hello_of_none(void)
     tw_provider_default()->cert_free(cert);
 }
 
+static void to_foreign(struct tw_session *ours, SSL *ssl)
+{
+    const uint8_t *ptr;
+    size_t n;
+
+    while ((n = tw_session_output(ours, &ptr)) > 0) {
+        CHECK(BIO_write(SSL_get_rbio(ssl), ptr, (int)n) == (int)n);
+        tw_session_output_consume(ours, n);
+    }
+}
+
+static void from_foreign(SSL *ssl, struct tw_session *ours)
+{
+    uint8_t bytes[16384];
+    int n;
+
+    while ((n = BIO_read(SSL_get_wbio(ssl), bytes, sizeof(bytes))) > 0) {
+        CHECK(tw_session_input(ours, bytes, (size_t)n) == TW_DONE);
+    }
+}
+
+/* Closing between our ChangeCipherSpec and the server's: the close_notify
+   comes when the keys are settled, and the server understands it. */
+static void close_while_renegotiating(void)
+{
+    struct tw_cert *cert = make_cert();
+    struct tw_session *client = make(TW_CLIENT, cert, TW_TLS1_2);
+    SSL_CTX *ctx = SSL_CTX_new(TLS_server_method());
+    uint8_t data[16];
+    struct tw_error err;
+    SSL *ssl;
+    size_t n;
+    int i, got;
+
+    tw_error_clear(&err);
+    CHECK(SSL_CTX_use_certificate(ctx, cert->x509) == 1);
+    CHECK(SSL_CTX_use_PrivateKey(ctx, cert->key) == 1);
+    (void)SSL_CTX_set_options(
+        ctx, SSL_OP_NO_SESSION_RESUMPTION_ON_RENEGOTIATION);
+    ssl = SSL_new(ctx);
+    CHECK(ssl);
+    SSL_set_bio(ssl, BIO_new(BIO_s_mem()), BIO_new(BIO_s_mem()));
+    SSL_set_accept_state(ssl);
+    for (i = 0; i < 6; i++) {
+        (void)tw_session_handshake(client, &err);
+        to_foreign(client, ssl);
+        (void)SSL_do_handshake(ssl);
+        from_foreign(ssl, client);
+    }
+    CHECK(tw_session_handshake(client, &err) == TW_DONE);
+    CHECK(SSL_renegotiate(ssl) == 1 && SSL_do_handshake(ssl) == 1);
+    for (i = 0; i < 2; i++) {
+        from_foreign(ssl, client);
+        CHECK(tw_session_read(client, data, sizeof(data), &n, &err)
+              == TW_WANT_READ);
+        if (i == 0) { /* its ClientHello, for the server's flight */
+            to_foreign(client, ssl);
+            CHECK(SSL_read(ssl, data, sizeof(data)) < 0);
+        }
+    }
+    CHECK(tw_session_write(client, data, 1, &n, &err) == TW_WANT_READ);
+    CHECK(tw_session_shutdown(client, &err) == TW_DONE);
+    CHECK(tw_session_write_ended(client));
+    to_foreign(client, ssl);
+    got = SSL_read(ssl, data, sizeof(data));
+    CHECK(SSL_get_error(ssl, got) == SSL_ERROR_WANT_READ);
+    from_foreign(ssl, client);
+    CHECK(tw_session_read(client, data, sizeof(data), &n, &err)
+          == TW_WANT_READ);
+    to_foreign(client, ssl);
+    got = SSL_read(ssl, data, sizeof(data));
+    CHECK(SSL_get_error(ssl, got) == SSL_ERROR_ZERO_RETURN);
+    SSL_free(ssl);
+    SSL_CTX_free(ctx);
+    tw_session_free(client);
+    tw_provider_default()->cert_free(cert);
+}
+
 int main(void)
 {
     static const size_t sizes[] = {1, 100, 470, 1000, 16384, 16385, 40000,
@@ -291,6 +369,7 @@ int main(void)
     unread_updates();
     output_in_use();
     hello_of_none();
+    close_while_renegotiating();
     puts("session: ok");
     return 0;
 }
