@@ -89,6 +89,7 @@ struct call {
     size_t len;         /* of either */
     size_t room;        /* OP_SEAL, OP_OPEN: of dst; len is of src */
     size_t used;        /* OP_SEAL, OP_OPEN: of src */
+    size_t work;        /* OP_OPEN: most that may be decrypted */
     size_t n;           /* bytes moved so far */
     int64_t deadline;   /* tw_clock_ns */
     bool graceful;      /* OP_CLOSE */
@@ -287,8 +288,9 @@ static bool is_small(const struct call *c)
     case OP_TAKE_OUTPUT:
     case OP_TAKE_INPUT:
     case OP_SEAL:
-    case OP_OPEN:
         return c->len <= SMALL;
+    case OP_OPEN:
+        return c->work <= SMALL;
     case OP_FEED_EOF:
         return true;
     default:
@@ -1106,6 +1108,7 @@ static PyObject *session_decrypt(PyObject *self, PyObject *arg)
     c.src = view.buf;
     c.len = (size_t)view.len;
     size = tw_session_content_size(core_of(self), c.src, c.len);
+    c.work = size;
     result = size <= SMALL ? decrypt_small(self, &c)
                            : decrypt_large(self, &c, size);
     PyBuffer_Release(&view);
@@ -1144,6 +1147,7 @@ static PyObject *session_decrypt_into(PyObject *self, PyObject *const *args,
         PyErr_SetString(PyExc_ValueError, "data and buffer overlap");
         goto done;
     }
+    c.work = tw_session_content_size(core_of(self), c.src, c.len);
     st = run(session_of(self), &c);
     if (st < 0) {
         (void)fail(session_of(self), st, &c);
