@@ -71,6 +71,12 @@ def exchange(channel: Any, size: int) -> dict[str, str]:
     return result
 
 
+def turns(channel: Any, size: int) -> dict[str, str]:
+    """All in, then all out: with a peer that cannot do both at once."""
+    received = receive(channel, size)
+    return {"received": received, "sent": send(channel, size)}
+
+
 def lines(channel: Any, size: int) -> dict[str, str]:
     """Line by line with a peer that echoes each; as many as make ``size``."""
     sent, received = hashlib.sha256(), hashlib.sha256()
@@ -124,7 +130,8 @@ def server(config: dict[str, Any]) -> None:
 def finish(channel: Any, config: dict[str, Any]) -> None:
     channel.settimeout(60)
     facts = channel.cget("context").facts()
-    hashes = (lines if config.get("lines") else exchange)(channel, config["size"])
+    ways = {"exchange": exchange, "lines": lines, "turns": turns}
+    hashes = ways[config.get("way", "exchange")](channel, config["size"])
     twapi_tls.tls_close(channel)
     say(protocol=facts.protocol, suite=facts.suite_name, **hashes)
 

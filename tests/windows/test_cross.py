@@ -86,8 +86,14 @@ def windows(version: str, **config: Any) -> Iterator[Windows]:
         end.stop()
 
 
-def pump(send: Callable[[bytes], object], receive: Callable[[int], bytes]) -> dict[str, str]:
-    """SIZE random bytes each way at once: the hashes of both."""
+def pump(
+    send: Callable[[bytes], object], receive: Callable[[int], bytes], turns: bool = False
+) -> dict[str, str]:
+    """SIZE random bytes each way, at once or first out, then in: the hashes.
+
+    In turns where the peer cannot do both: gnutls-cli is one loop, and an
+    SSLSocket is not to be used by two threads at once.
+    """
     data = os.urandom(min(SIZE, 1 << 20))
     sent, received = hashlib.sha256(), hashlib.sha256()
 
@@ -101,6 +107,8 @@ def pump(send: Callable[[bytes], object], receive: Callable[[int], bytes]) -> di
 
     sender = threading.Thread(target=work, daemon=True)
     sender.start()
+    if turns:
+        sender.join(WAIT)
     left = SIZE
     while left:
         part = receive(min(left, 1 << 20))
@@ -145,7 +153,7 @@ def stack_suppress() -> Iterator[None]:
         pass
 
 
-def pump_process(process: subprocess.Popen[bytes]) -> dict[str, str]:
+def pump_process(process: subprocess.Popen[bytes], turns: bool = False) -> dict[str, str]:
     source: IO[bytes] = process.stdin  # type: ignore[assignment]
     drain: IO[bytes] = process.stdout  # type: ignore[assignment]
 
@@ -153,7 +161,7 @@ def pump_process(process: subprocess.Popen[bytes]) -> dict[str, str]:
         source.write(data)
         source.flush()
 
-    return pump(send, lambda size: os.read(drain.fileno(), size))
+    return pump(send, lambda size: os.read(drain.fileno(), size), turns)
 
 
 def wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
@@ -240,7 +248,7 @@ class TestClient:
         with (
             peers.gnutls_server(pki.server, version=version, **wanted) as peer,  # type: ignore[arg-type]
             # gnutls-serv echoes lines, one at a time: no bulk
-            self.start(pki, version, peer.port, with_certificate, lines=True, size=100_000) as end,
+            self.start(pki, version, peer.port, with_certificate, way="lines", size=100_000) as end,
         ):
             facts = end.line()
             assert facts["received"] == facts["sent"]
@@ -250,7 +258,7 @@ class TestClient:
 
         def handler(connection: ssl.SSLSocket) -> None:
             connection.settimeout(WAIT)
-            hashes.append(pump(connection.sendall, connection.recv))
+            hashes.append(pump(connection.sendall, connection.recv, turns=True))
             connection.recv(1)  # the Windows end's close_notify
 
         with (
@@ -261,7 +269,7 @@ class TestClient:
                 client_ca=self.client_ca if with_certificate else None,
                 require_client=with_certificate,
             ) as server,
-            self.start(pki, version, server.port, with_certificate) as end,
+            self.start(pki, version, server.port, with_certificate, way="turns") as end,
         ):
             facts = end.line()
             server.wait_for(lambda s: hashes or s.errors)
@@ -275,8 +283,8 @@ class TestClient:
 
 @pytest.mark.parametrize("version", VERSIONS)
 class TestServer:
-    def start(self, wine_pki: Pki, version: str) -> Any:
-        return windows(version, role="server", cert=wine_pki.server.combined)
+    def start(self, wine_pki: Pki, version: str, **more: Any) -> Any:
+        return windows(version, role="server", cert=wine_pki.server.combined, **more)
 
     def test_our_engine(self, wine_pki: Pki, version: str) -> None:
         root = twapi_tls.cert_temporary_store(pem=wine_pki.root_pem)
@@ -309,7 +317,7 @@ class TestServer:
 
     def test_gnutls(self, wine_pki: Pki, version: str, tmp_path: Path) -> None:
         with ExitStack() as stack:
-            end = stack.enter_context(self.start(wine_pki, version))
+            end = stack.enter_context(self.start(wine_pki, version, way="turns"))
             port = end.line()["port"]
             command = [
                 peers.require("gnutls-cli"), "--port", str(port),
@@ -317,18 +325,18 @@ class TestServer:
                 "--verify-hostname", "localhost", "--logfile", str(tmp_path / "log"),
                 "--priority", f"NORMAL:-VERS-ALL:+VERS-TLS{version}", "127.0.0.1",
             ]  # fmt: skip
-            other = pump_process(stdio(command, stack))
+            other = pump_process(stdio(command, stack), turns=True)
             agree(end.line(), other, version)
 
     def test_python_ssl(self, wine_pki: Pki, version: str) -> None:
         context = peers.ssl_client_context(wine_pki.root, version=version)
-        with self.start(wine_pki, version) as end:
+        with self.start(wine_pki, version, way="turns") as end:
             port = end.line()["port"]
             with (
                 socket.create_connection(("127.0.0.1", port), WAIT) as sock,
                 context.wrap_socket(sock, server_hostname="localhost") as connection,
             ):
-                other = pump(connection.sendall, connection.recv)
+                other = pump(connection.sendall, connection.recv, turns=True)
                 agree(end.line(), other, version)
 
 
