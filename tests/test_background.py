@@ -15,7 +15,7 @@ from typing import Any
 import peers
 import pytest
 from certs import Pki
-from channels import tcp_pair, tls_pair
+from channels import fill, tcp_pair, tls_pair
 from twapi_support import (
     HOST,
     LIMIT,
@@ -382,6 +382,33 @@ def test_a_handler_that_meets_the_channels_error(pki: Pki) -> None:
             here.event("readable", lambda: here.recv(10))
             there.abort()
             assert isinstance((await loop.one())["exception"], tls.TLSTruncatedError)
+
+    run(main)
+
+
+@pytest.mark.parametrize("how", ["reset", "too slow"])
+def test_the_rest_of_a_closed_channel_that_cannot_be_sent(
+    pki: Pki, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("twapi_tls.background.LINGER", 0.2 if how == "too slow" else LIMIT)
+
+    async def main(loop: Loop) -> None:
+        with tls_pair(pki) as (here, there):
+            here.setblocking(False)
+            here.event("readable", lambda: None)
+            fill(here)
+            here.write(bytes(1000))
+            here.close()
+            if how == "reset":
+                sock = socket.socket(fileno=there.fileno())
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                sock.detach()
+                there.abort()
+            told = await loop.one()
+            kind = ConnectionError if how == "reset" else tls.TLSTimeoutError
+            assert isinstance(told["exception"], kind)
+            assert told["channel"] is here
+            assert "(close)" in told["message"]
 
     run(main)
 

@@ -7,6 +7,7 @@ import gc
 import importlib.util
 import selectors
 import socket
+import struct
 import threading
 import time
 import weakref
@@ -441,6 +442,36 @@ def test_the_loop_does_not_spin_on_what_cannot_go(run: Runner, ends: tuple[Any, 
         begin = time.process_time()
         await asyncio.sleep(0.3)
         assert time.process_time() - begin < 0.15
+
+    run(main())
+
+
+@pytest.mark.parametrize("kind", ["plain", "TLS"])
+def test_output_that_fails_behind_the_scenes_is_told_once(pki: Pki, run: Runner, kind: str) -> None:
+    """The next writer hears of it; the loop does not try for ever."""
+
+    async def main() -> None:
+        with plain_pair() if kind == "plain" else tls_pair(pki) as (here, there):
+            here.setblocking(False)
+            here.event("readable", lambda: None)
+            fill(here)
+            here.write(bytes(1000))
+            here.event("readable", None)  # nobody looks at the descriptor for us
+            sock = socket.socket(fileno=there.fileno())
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            sock.detach()
+            there.abort()
+            await first(here, "writable")
+            begin = time.process_time()
+            await asyncio.sleep(0.3)
+            assert time.process_time() - begin < 0.15
+            for _ in range(2):
+                with pytest.raises(ConnectionError) as caught:
+                    here.write(b"more")
+                assert here.cget("error") is caught.value
+            with pytest.raises(ConnectionError):
+                here.close()
+            assert here.closed
 
     run(main())
 

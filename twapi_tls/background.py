@@ -7,7 +7,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from .events import ChannelEvents
+from .errors import timeout_error
+from .events import ChannelEvents, report
 from .transport import CHUNK, ByteTransport
 
 if TYPE_CHECKING:
@@ -20,7 +21,10 @@ LINGER = 30.0
 
 
 class Linger:
-    """The end of a non-blocking channel with output left: sends it, closes."""
+    """The end of a non-blocking channel with output left: sends it, closes.
+
+    Nobody can receive its failure any more: it is a background error.
+    """
 
     def __init__(
         self,
@@ -32,16 +36,22 @@ class Linger:
         self._channel = channel
         self._transport = transport
         self._queue = queue
+        self._loop = loop
         self._events = ChannelEvents(self, loop)
-        self._timer = loop.call_later(LINGER, self._finish, False)
+        self._timer = loop.call_later(LINGER, self._expire)
 
     def start(self) -> None:
         self._events.kick()
 
-    def _finish(self, graceful: bool) -> None:
+    def _expire(self) -> None:
+        self._finish(timeout_error("sending the rest of a closed channel"))
+
+    def _finish(self, error: OSError | None) -> None:
         self._timer.cancel()
         self._events.close()
-        self._channel._close_transport(0.0, graceful)
+        self._channel._close_transport(0.0, error is None)
+        if error is not None:
+            report(self._loop, error, self._channel, "close")
 
     def _event_step(self) -> None:
         try:
@@ -51,11 +61,11 @@ class Linger:
                     return
                 del self._queue[:n]
             done = self._transport.flush(0)
-        except OSError:
-            self._finish(False)
+        except OSError as error:
+            self._finish(error)
         else:
             if done:
-                self._finish(True)
+                self._finish(None)
 
     def _event_fd(self) -> int:
         return self._transport.fileno()

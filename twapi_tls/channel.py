@@ -260,6 +260,8 @@ class Channel(Streams):
     def _current_error(self) -> BaseException | None:
         if self._error is not None or self._closed:
             return self._error
+        if self._output_error is not None:
+            return self._output_error
         try:
             with self._socket() as sock:
                 number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
@@ -463,12 +465,13 @@ class Channel(Streams):
         return True
 
     def _event_step(self) -> None:
-        waits = self._queue or self._transport_output()
+        waits = self._output_waits()
         if waits and self._usable and self._write_lock.acquire(blocking=False):
             try:
-                # Its error stays in the transport for the next call.
-                with suppress(OSError):
-                    self._flush_queue(Deadline(0))
+                self._flush_queue(Deadline(0))
+            except OSError as error:
+                # Kept for the next writer; trying again would be a busy loop.
+                self._output_error = error
             finally:
                 self._write_lock.release()
 
@@ -514,11 +517,16 @@ class Channel(Streams):
     def _event_writable(self) -> bool:
         if self._closed or self._error is not None:
             return True
+        if self._output_error is not None:
+            return True
         return self._usable and not self._queue and not self._transport_output()
 
     def _event_drives(self) -> tuple[bool, bool]:
-        waits = bool(self._queue or self._transport_output())
-        return False, self._usable and waits and not self._closed
+        return False, self._usable and self._output_waits() and not self._closed
+
+    def _output_waits(self) -> bool:
+        """Is there output that may yet go?"""
+        return self._output_error is None and bool(self._queue or self._transport_output())
 
     # --- the end
 
@@ -548,7 +556,7 @@ class Channel(Streams):
         if self._usable and not self._write_ended:
             self._add_eofchar()
         if self._usable and (self._queue or self._transport_output()):
-            if self._timeout == 0 and self._linger():
+            if self._timeout == 0 and self._output_error is None and self._linger():
                 return
             if self._write_lock.acquire(timeout=limit):
                 try:

@@ -435,7 +435,8 @@ def tls_background_error(message: str, options: dict[str, Any]) -> None:
     message: the error's text. options: ``code`` (the SSPI status, signed; 0
     if none), ``errorcode`` (TWAPI's error code, a tuple), ``errorinfo`` (the
     traceback as text), ``exception``, ``channel``, ``phase`` ("accept",
-    "handshake", "callback" or "handler").
+    "handshake", "callback", "handler", or "close": the rest of a closed
+    channel could not be sent).
     Source: TWAPI's manual page, tls_background_error.
     """
     exception = options.get("exception")

@@ -55,6 +55,8 @@ class Streams:
         self._eof = False
         self._blocked = False
         self._write_ended = False
+        # What sending from the loop met: the next writer's to raise.
+        self._output_error: OSError | None = None
         self._eofchar_added = False
 
     def _kick(self) -> bool:
@@ -262,6 +264,8 @@ class Streams:
         if self._write_ended:
             raise BrokenPipeError(errno.EPIPE, "the channel was closed for writing")
         self._check_alive()
+        if self._output_error is not None:
+            raise self._output_error.with_traceback(None)
 
     def _enqueue(self, view: memoryview) -> int:
         """Queues what the bound allows, at least one byte."""
