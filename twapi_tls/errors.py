@@ -67,11 +67,6 @@ def would_block(written: int = 0) -> BlockingIOError:
     return BlockingIOError(errno.EAGAIN, "the operation would block", written)
 
 
-def bad_option(name: str, value: object, allowed: str) -> ValueError:
-    """A value that an option does not take."""
-    return ValueError(f"bad value {value!r} for {name}: must be {allowed}")
-
-
 class Deadline:
     """A timeout that several waits share.
 

@@ -515,9 +515,8 @@ class TlsChannel(Channel):
     def _current_error(self) -> BaseException | None:
         connector = self._connector
         if self._error is None and connector is not None and connector.done():
-            with suppress(TimeoutError):
-                # Nobody has driven it yet: look without consuming.
-                return connector.failure()
+            # Nobody has driven it yet: look without consuming.
+            return connector.failure()
         return super()._current_error()
 
     def _set_ragged(self, ragged: str) -> None:
@@ -568,9 +567,7 @@ class TlsChannel(Channel):
 
     def half_close(self) -> None:
         """close_notify and TCP's FIN; reading goes on. A no-op once done."""
-        if self._write_ended and not self._closed:
-            return
-        if self._closed:
+        if self._write_ended or self._closed:
             return
         if not self._opened and self._error is None and not self.negotiate(self._timeout):
             raise BlockingIOError(errno.EAGAIN, "the TLS negotiation is not done")

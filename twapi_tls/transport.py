@@ -71,11 +71,14 @@ class StreamTransport(Protocol):
     ``pending()``, ``getpeername()``, ``getsockname()``, ``gettimeout()``.
     """
 
-    def recv(self, n: int, /) -> bytes: ...
+    def recv(self, n: int, /) -> bytes:
+        """1..n bytes; b"" at the end."""
 
-    def send(self, data: bytes, /) -> int: ...
+    def send(self, data: bytes, /) -> int:
+        """How many bytes it took."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Closes; what waits in it ends."""
 
 
 # Where there is no poll (Windows) nothing interrupts a select(): neither
