@@ -18,6 +18,7 @@ import twapi_tls
 
 HERE = Path(__file__).resolve().parent
 EXAMPLE = HERE / "capi_example"
+V1_2, V1_3 = 0x2, 0x4
 E_TLS, E_REFUSED, E_ARGUMENT, E_FORMAT = -1, -5, -12, -16
 
 pytestmark = pytest.mark.skipif(
@@ -84,11 +85,13 @@ def test_echo_server_in_c_threads(tls_echo: Any, pki: Pki, roots: bytes) -> None
     assert (connections, count, failures) == (8, sum(60000 - i for i in range(8)), 0)
 
 
-def test_the_standard_library_as_client(tls_echo: Any, pki: Pki) -> None:
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3], ids=str)
+def test_the_standard_library_as_client(tls_echo: Any, pki: Pki, version: Any) -> None:
     import socket
 
     port = tls_echo.start(pki.server.combined.read_bytes())
     context = ssl.create_default_context(cadata=pki.root_pem.decode())
+    context.minimum_version = context.maximum_version = version
     with (
         socket.create_connection(("127.0.0.1", port), 10) as plain,
         context.wrap_socket(plain, server_hostname="localhost") as sock,
@@ -122,12 +125,13 @@ def test_a_client_verifies_by_itself(
 
 @pytest.mark.parametrize("manual", [False, True])
 @pytest.mark.parametrize("piece", [1, 7, 1000, 70000])
+@pytest.mark.parametrize("protocols", [V1_2, V1_3], ids=["1.2", "1.3"])
 def test_contexts_in_buffers_of_the_caller(
-    tls_echo: Any, pki: Pki, roots: bytes, piece: int, manual: bool
+    tls_echo: Any, pki: Pki, roots: bytes, piece: int, manual: bool, protocols: int
 ) -> None:
     data = bytes(range(256)) * (20 if piece == 1 else 300)
     pem = pki.server.combined.read_bytes()
-    assert tls_echo.pump(pem, roots, "localhost", data, piece, manual) == data
+    assert tls_echo.pump(pem, roots, "localhost", data, piece, manual, protocols) == data
 
 
 @pytest.mark.parametrize("manual", [False, True])

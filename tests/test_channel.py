@@ -765,7 +765,8 @@ def test_writing_after_half_close_raises(pair: tuple[Any, Any]) -> None:
     assert here.recv(100) == b"reading goes on"
 
 
-def test_half_close_sends_close_notify_and_fin(pki: Pki) -> None:
+@pytest.mark.parametrize("version", ["1.2", "1.3"])
+def test_half_close_sends_close_notify_and_fin(pki: Pki, version: str) -> None:
     """Python's ssl sees the alert, a plain socket below it the FIN."""
     seen: list[Any] = []
 
@@ -776,7 +777,10 @@ def test_half_close_sends_close_notify_and_fin(pki: Pki) -> None:
         connection.sendall(b"still answering")
         connection.unwrap()
 
-    with peers.ssl_server(pki.server, handler) as server, connect(server.port, pki) as channel:
+    with (
+        peers.ssl_server(pki.server, handler, version=version) as server,
+        connect(server.port, pki) as channel,
+    ):
         channel.configure(buffering="full")
         channel.write(b"bye")
         tls.tls_close(channel, "write")
@@ -833,8 +837,13 @@ def truncate(pki: Pki, channel: Any, server: Any) -> None:
     ids=["recv", "read", "readline", "gets"],
 )
 @pytest.mark.parametrize("encoding", [None, "utf-8"])
-def test_truncation_is_data_first_then_an_error(pki: Pki, read: Any, encoding: Any) -> None:
-    with tls_pair(pki) as (here, there):
+@pytest.mark.parametrize("version", ["1.2", "1.3"])
+@pytest.mark.parametrize("role", ["client", "server"])
+def test_truncation_is_data_first_then_an_error(
+    pki: Pki, read: Any, encoding: Any, version: str, role: str
+) -> None:
+    with tls_pair(pki, version=version) as ends:
+        here, there = ends if role == "client" else reversed(ends)
         there.sendall(b"the beginning of")
         truncate(pki, here, there)
         here.configure(encoding=encoding)

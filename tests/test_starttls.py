@@ -225,9 +225,11 @@ def test_options_are_kept(pki: Pki) -> None:
         "blocking": True,
     }
     one.configure(**wanted)
+    other.configure(buffering="full", buffersize=99)
     with tls_pair(pki, below=lambda: (one, other)) as (here, there):
         assert {name: here.cget(name) for name in wanted} == wanted
         assert here.gettimeout() == 4.5
+        assert (there.cget("buffering"), there.cget("buffersize")) == ("full", 99)
         here.puts("Grüße")
         assert there.readline() == "Grüße\r\n".encode()
 

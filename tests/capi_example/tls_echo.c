@@ -129,12 +129,14 @@ static void *listen_on(void *arg)
 
 static int credentials(int role, const char *identity, Py_ssize_t len,
                        const char *roots, Py_ssize_t roots_len,
+                       unsigned protocols,
                        struct twapi_tls_credentials **out)
 {
     struct twapi_tls_credentials_config config = {.size = sizeof(config)};
     struct twapi_tls_error err;
 
     config.role = role;
+    config.protocols = protocols;
     config.identity = identity;
     config.identity_len = (size_t)len;
     config.roots = roots;
@@ -155,7 +157,7 @@ static PyObject *start(PyObject *module, PyObject *args)
 
     (void)module;
     if (!PyArg_ParseTuple(args, "y#", &pem, &len) ||
-        credentials(TWAPI_TLS_SERVER, pem, len, NULL, 0,
+        credentials(TWAPI_TLS_SERVER, pem, len, NULL, 0, 0,
                     &server.credentials) < 0) {
         return NULL;
     }
@@ -229,7 +231,7 @@ static PyObject *echo(PyObject *module, PyObject *args)
     (void)module;
     if (!PyArg_ParseTuple(args, "isy#y#", &port, &name, &roots, &roots_len,
                           &data, &len) ||
-        credentials(TWAPI_TLS_CLIENT, NULL, 0, roots, roots_len,
+        credentials(TWAPI_TLS_CLIENT, NULL, 0, roots, roots_len, 0,
                     &mine) < 0) {
         return NULL;
     }
@@ -336,7 +338,8 @@ static int step(struct pipe_end *self, struct pipe_end *other, size_t piece,
     return st;
 }
 
-/* pump(pem, roots, name, data, piece, manual) -> what the server read */
+/* pump(pem, roots, name, data, piece, manual, protocols=0) -> what the server
+   read; the client keeps to protocols */
 static PyObject *pump(PyObject *module, PyObject *args)
 {
     struct twapi_tls_context_config config = {.size = sizeof(config)};
@@ -349,11 +352,12 @@ static PyObject *pump(PyObject *module, PyObject *args)
     unsigned char *plain = NULL;
     size_t sent = 0, got = 0, consumed, written;
     int manual, st = 0, ended = 0;
+    unsigned protocols = 0;
 
     (void)module;
-    if (!PyArg_ParseTuple(args, "y#y#sy#np", &pem, &pem_len, &roots,
+    if (!PyArg_ParseTuple(args, "y#y#sy#np|I", &pem, &pem_len, &roots,
                           &roots_len, &name, &data, &len, &piece,
-                          &manual)) {
+                          &manual, &protocols)) {
         return NULL;
     }
     client = calloc(1, sizeof(*client));
@@ -363,8 +367,9 @@ static PyObject *pump(PyObject *module, PyObject *args)
         PyErr_NoMemory();
         goto done;
     }
-    if (credentials(TWAPI_TLS_CLIENT, NULL, 0, roots, roots_len, &mine) < 0 ||
-        credentials(TWAPI_TLS_SERVER, pem, pem_len, NULL, 0, &theirs) < 0) {
+    if (credentials(TWAPI_TLS_CLIENT, NULL, 0, roots, roots_len, protocols,
+                    &mine) < 0 ||
+        credentials(TWAPI_TLS_SERVER, pem, pem_len, NULL, 0, 0, &theirs) < 0) {
         goto done;
     }
     st = tls->context_new(theirs, &config, &peer->context, &err);
@@ -458,12 +463,12 @@ static PyObject *refused(PyObject *module, PyObject *args)
     config.identity = "no PEM";
     config.identity_len = 6;
     tls->credentials_new(&config, &mine, &e[3]);
-    if (credentials(TWAPI_TLS_CLIENT, NULL, 0, NULL, 0, &mine) < 0) {
+    if (credentials(TWAPI_TLS_CLIENT, NULL, 0, NULL, 0, 0, &mine) < 0) {
         return NULL;
     }
     tls->context_new(mine, &wants, &context, &e[4]);
     tls->credentials_free(mine);
-    if (credentials(TWAPI_TLS_SERVER, pem, len, NULL, 0, &mine) < 0) {
+    if (credentials(TWAPI_TLS_SERVER, pem, len, NULL, 0, 0, &mine) < 0) {
         return NULL;
     }
     wants.flags = TWAPI_TLS_REQUEST_CERT;
