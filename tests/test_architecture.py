@@ -367,6 +367,9 @@ def test_pages_that_are_named_are_there() -> None:
     }
     assert len(named) > 3
     assert {page for page, _ in named} <= pages, named
+    for path in C_FILES:
+        numbered = re.search(r"\b[Ff]acts? \d", path.read_text(encoding="utf-8"))
+        assert not numbered, f"{path.name}: a fact by its number, of a list that is not here"
 
 
 # --- what is for tests only --------------------------------------------------

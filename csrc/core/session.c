@@ -1953,7 +1953,7 @@ static enum tw_status shutdown_lock_held(struct tw_session *s,
     set_buffer(&buffer, SECBUFFER_TOKEN, &kind, sizeof(kind));
     s->write_ended = true;
     if (s->renegotiating) {
-        /* keys change, and nothing else is encrypted (fact 10) */
+        /* keys change, and nothing else is encrypted */
         s->close_later = true;
         return TW_DONE;
     }

@@ -347,7 +347,7 @@ static SECURITY_STATUS step(struct tw_octx *c, PSecBufferDesc in,
     return given == SEC_E_OK ? st : (st < 0 ? st : given);
 }
 
-/* Fact 3: an EMPTY buffer with a size is no input. */
+/* An EMPTY buffer with a size is no input. */
 static bool misshapen(PSecBufferDesc in)
 {
     return in && in->cBuffers > 0
