@@ -22,13 +22,14 @@ STAMPS := $(VENV)/.stamps
 EXT_FILES := $(wildcard tests/native/ext/*.[ch]) tests/native/setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint native bench interop stress sanitize valgrind clean windows windows-quick fuzz \
-	bootstrap bootstrap-test wheel
+.PHONY: help demo test lint native bench interop stress sanitized sanitize leaks valgrind clean windows \
+	windows-quick fuzz bootstrap bootstrap-test wheel
 
 help:
 	@echo 'make demo      build, then show server and client on this machine'
 	@echo 'make test      lint, types, C unit programs, pytest'
 	@echo 'make lint      ruff (check and format) and mypy --strict'
+	@echo 'make native    the C unit programs and the fuzz targets'"'"' seeds'
 	@echo 'make bench     the benchmarks, against ssl (BENCH_ARGS=--quick: a minute)'
 	@echo 'make interop   write tests/interop.md: us and other people'"'"'s TLS'
 	@echo 'make stress    the long runs'
@@ -111,7 +112,6 @@ interop: bootstrap-test $(STAMPS)/native
 	$(VPY) tests/interop_table.py
 
 stress: bootstrap-test $(STAMPS)/native
-	@test -e tests/stress.py || { echo 'make stress: tests/stress.py is not there' >&2; exit 2; }
 	$(VPY) tests/stress.py
 
 # The instrumented build has a place of its own, so that the ordinary one
