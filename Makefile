@@ -99,7 +99,6 @@ RECORD_TESTS = $(filter-out tests/test_architecture.py tests/test_win% \
 # pytest comes last, so that its count is what one reads at the end.
 test: export TWAPI_TLS_TESTNATIVE = $(TESTNATIVE)
 test: bootstrap-test lint native $(STAMPS)/native $(STAMPS)/testnative
-	VENV=$(VENV) scripts/windows-test quick
 	TWAPI_TLS_RECORDS=openssl $(BIN)/pytest -q $(RECORD_TESTS) $(PYTEST_ARGS)
 	$(BIN)/pytest $(PYTEST_ARGS)
 
