@@ -50,4 +50,6 @@ def main(host: str, port: int, roots_file: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 4:
+        sys.exit(__doc__)
     main(sys.argv[1], int(sys.argv[2]), sys.argv[3])

@@ -51,6 +51,8 @@ async def main(port: int, server_pem: str, roots_pem: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 4:
+        sys.exit(__doc__)
     try:
         asyncio.run(main(int(sys.argv[1]), sys.argv[2], sys.argv[3]))
     except KeyboardInterrupt:

@@ -53,6 +53,8 @@ def main(proxy_host: str, proxy_port: int, host: str, port: int, roots_file: str
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 5:
+        sys.exit(__doc__)
     arguments = sys.argv[1:]
     main(
         arguments[0],

@@ -139,3 +139,13 @@ def test_socket_command(pki: Pki) -> None:
         printed = run("socket_command", peers.HOST, port, "localhost", server.port, pki.root)
     assert printed == "OPEN\n"
     assert requests[0].startswith(b"CONNECT localhost:%d HTTP/1.1\r\n" % server.port)
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_without_arguments_it_says_how_it_is_called(path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(path)], capture_output=True, timeout=LIMIT, check=False
+    )
+    assert done.returncode == 1
+    assert f"    python {path.name} ".encode() in done.stderr
+    assert b"Traceback" not in done.stderr
