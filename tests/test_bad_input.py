@@ -7,15 +7,18 @@ open is conftest's to find; ``closed`` looks that the far end saw the end.
 from __future__ import annotations
 
 import asyncio
+import copy
 import gc
 import os
+import pickle
 import random
+import signal
 import socket
 import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -601,3 +604,152 @@ def test_run_is_bounded_and_checks() -> None:
 
     with pytest.raises(AssertionError):
         run(main())
+
+
+# --- closing ends, whatever a method below raises or calls
+
+
+class Transport:
+    """A transport over a socket; ``sending`` and ``receiving`` come before each call."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.sending: Callable[[], Any] = int
+        self.receiving: Callable[[], Any] = int
+
+    def recv(self, n: int) -> bytes:
+        self.receiving()
+        return self.sock.recv(n)
+
+    def send(self, data: bytes) -> int:
+        self.sending()
+        return self.sock.send(data)
+
+    def close(self) -> None:
+        self.sock.close()
+
+
+@contextmanager
+def over_an_object(pki: Pki) -> Iterator[tuple[tls.TlsChannel, Transport]]:
+    """A client's channel over a Transport; its server echoes."""
+    near, far = tcp_pair()
+    for sock in (near, far):
+        sock.settimeout(LIMIT)
+
+    def serve() -> None:
+        credentials = server_credentials(pki.server)
+        with (
+            suppress(OSError),  # the client's end is a rough one
+            tls.starttls(far, server=True, credentials=credentials) as channel,
+        ):
+            while data := channel.recv(100):
+                channel.sendall(data)
+
+    work = Work(serve)
+    transport = Transport(near)
+    channel = tls.starttls(transport, peersubject="localhost", credentials=client_credentials(pki))
+    yield channel, transport
+    assert near.fileno() == -1, "the transport was not closed"
+    work.result()
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def divide() -> None:
+    raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    ("trouble", "kind"), [(interrupt, KeyboardInterrupt), (divide, ZeroDivisionError)]
+)
+def test_close_closes_whatever_the_flush_raises(
+    trouble: Callable[[], Any], kind: type[BaseException], pki: Pki
+) -> None:
+    with over_an_object(pki) as (channel, transport):
+        channel.configure(buffering="full")
+        channel.write(b"waits in the buffer")
+        transport.sending = trouble
+        with pytest.raises(kind):
+            channel.close()
+        assert channel.closed
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no setitimer()")
+def test_ctrl_c_in_a_close_that_waits_leaves_no_descriptor(pki: Pki) -> None:
+    with tls_pair(pki) as (near, _):
+        near.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            while True:
+                near.send(b"x" * 65536)
+        near.setblocking(True)
+        descriptor = near.fileno()
+        before = signal.signal(signal.SIGALRM, lambda *_: interrupt())
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+            began = time.monotonic()
+            with pytest.raises(KeyboardInterrupt):
+                near.close()  # nobody reads: it would wait for CLOSE_TIMEOUT
+            assert time.monotonic() - began < 4
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        with pytest.raises(OSError, match="descriptor"):
+            os.fstat(descriptor)
+
+
+def test_a_transport_that_calls_its_channel_is_no_deadlock(pki: Pki) -> None:
+    with over_an_object(pki) as (channel, transport):
+        for name in ("recv", "gets"):
+            call: Callable[..., Any] = getattr(channel, name)
+            transport.receiving = (lambda c: lambda: c(1))(call) if name == "recv" else call
+            with pytest.raises(RecursionError):
+                channel.recv(1)
+        transport.receiving = int
+        transport.sending = channel.close
+        with pytest.raises((OSError, ValueError)):
+            channel.sendall(b"x")
+        assert channel.closed
+
+
+def test_channels_are_neither_copied_nor_pickled(pki: Pki) -> None:
+    with tls_pair(pki) as (near, far):
+        for call in (copy.copy, copy.deepcopy, pickle.dumps):
+            with pytest.raises(TypeError, match="TlsChannel cannot be copied or pickled"):
+                call(near)
+        near.sendall(b"x")
+        assert far.recv(1) == b"x"
+
+
+@pytest.mark.parametrize("cause", [KeyboardInterrupt, ValueError])
+def test_what_ended_the_body_is_raised_and_not_what_close_met(
+    cause: type[BaseException], pki: Pki
+) -> None:
+    def body(near: tls.Channel, far: tls.Channel) -> None:
+        with near:
+            near.configure(buffering="full")
+            far.abort()
+            # What cannot be sent any more: the peer's end has answered a
+            # first record with a reset.
+            with pytest.raises(OSError, match=r"reset|pipe"):
+                while True:
+                    near.sendall(b"x" * 65536)
+            near.configure(buffering="full")
+            raise cause("the body's")
+
+    with tls_pair(pki) as (near, far):
+        with pytest.raises(cause, match="the body's"):
+            body(near, far)
+        assert near.closed
+
+
+def test_a_forgotten_channel_gives_up_its_connection_attempt() -> None:
+    with socket.create_server((HOST, 0)) as listener:
+        listener.settimeout(LIMIT)
+        channel = tls.tls_socket(HOST, listener.getsockname()[1], async_=True)
+        sock, _ = listener.accept()
+        with sock, pytest.warns(ResourceWarning, match="unclosed channel"):
+            del channel
+            gc.collect()
+        # no warning of a socket that nobody here ever saw: filterwarnings

@@ -90,7 +90,7 @@ class Channel(Streams):
 
     def __init__(self, transport: ByteTransport | None, *, timeout: float | None = None) -> None:
         super().__init__(transport, timeout=timeout)
-        self._close_lock = threading.Lock()
+        self._close_lock = threading.RLock()
         self._events: ChannelEvents | None = None
         self._makefile_refs = 0
         self._close_asked = False
@@ -550,24 +550,34 @@ class Channel(Streams):
             if self._closed:
                 return
             self._closed = True
-        trouble: OSError | None = None
         limit = CLOSE_TIMEOUT if not self._timeout else min(CLOSE_TIMEOUT, self._timeout)
         end = time.monotonic() + limit
+        try:
+            lingers = self._flush_for_close(end, limit)
+        except OSError:
+            self._close_transport(max(end - time.monotonic(), 0.0), True)
+            raise
+        except BaseException:
+            # Ctrl-C, or what a transport's own method raised: a second
+            # close() would do nothing, and nobody wants to wait now.
+            self._close_transport(0.0, False)
+            raise
+        if not lingers:
+            self._close_transport(max(end - time.monotonic(), 0.0), True)
+
+    def _flush_for_close(self, end: float, limit: float) -> bool:
+        """Sends what was written; True: the loop sends it, and then closes."""
         if self._usable and not self._write_ended:
             self._add_eofchar()
         if self._usable and (self._queue or self._transport_output()):
             if self._timeout == 0 and self._output_error is None and self._linger():
-                return
+                return True
             if self._write_lock.acquire(timeout=limit):
                 try:
                     self._flush_queue(Deadline(max(end - time.monotonic(), 1e-6)))
-                except OSError as error:
-                    trouble = error
                 finally:
                     self._write_lock.release()
-        self._close_transport(max(end - time.monotonic(), 0.0), True)
-        if trouble is not None:
-            raise trouble
+        return False
 
     def _linger(self) -> bool:
         """Sends the rest from the loop, then closes; False without a loop."""
@@ -627,11 +637,26 @@ class Channel(Streams):
     def __enter__(self) -> Any:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            self.close()
+        except OSError as trouble:
+            # What ended the body is the cause; Ctrl-C must stay Ctrl-C.
+            if error is None:
+                raise
+            if trouble is not error and str(trouble) != str(error):
+                error.add_note(f"closing the channel failed as well: {trouble}")
+
+    def __reduce_ex__(self, protocol: object) -> Any:
+        # copy.copy() comes here too: two owners of one connection.
+        raise TypeError(f"a {type(self).__name__} cannot be copied or pickled")
+
+    def _holds(self) -> bool:
+        """Is there something to close?"""
+        return self._io is not None
 
     def __del__(self) -> None:
-        if not getattr(self, "_closed", True) and self._io is not None:
+        if not getattr(self, "_closed", True) and self._holds():
             warnings.warn(f"unclosed channel {self!r}", ResourceWarning, source=self, stacklevel=2)
             with suppress(Exception):
                 self.abort()

@@ -111,6 +111,9 @@ class TlsChannel(Channel):
             tls.close(0.0, False)
             raise closed_error()
 
+    def _holds(self) -> bool:
+        return self._io is not None or self._connector is not None
+
     def connect_later(self, connector: PendingConnection) -> None:
         """The thing to put the session on is still connecting."""
         self._connector = connector

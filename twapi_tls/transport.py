@@ -377,7 +377,7 @@ class Pump:
     def __init__(self, session: _native.Session, transport: ByteTransport) -> None:
         self.session = session
         self.transport = transport
-        self._read_lock = threading.Lock()
+        self._read_lock = threading.RLock()
         self._write_lock = threading.RLock()
         self._out = b""
         self._ending = False  # close_notify was made: FIN follows it
