@@ -606,6 +606,244 @@ def test_run_is_bounded_and_checks() -> None:
         run(main())
 
 
+# --- the wrong thing in the wrong place: TypeError, and nothing of the inside
+
+
+def handles() -> dict[str, list[Callable[[Any], object]]]:
+    """By what it wants: each function whose first argument is a handle."""
+    return {
+        "Certificate": [
+            tls.cert_duplicate,
+            tls.cert_export,
+            tls.cert_info,
+            tls.cert_issuer_name,
+            tls.cert_release,
+            tls.cert_subject_name,
+            tls.cert_thumbprint,
+            tls.cert_tls_verify,
+            lambda thing: tls.cert_store_add_certificate(tls.cert_temporary_store(), thing),
+        ],
+        "Store": [
+            tls.cert_store_export_pem,
+            tls.cert_store_export_pkcs7,
+            tls.cert_store_find_certificate,
+            tls.cert_store_iterate,
+            tls.cert_store_release,
+            tls.cert_store_serialize,
+            lambda thing: tls.cert_store_add_encoded_certificate(thing, b""),
+        ],
+        "Credentials": [
+            tls.sspi_client_context,
+            tls.sspi_free_credentials,
+            tls.sspi_server_context,
+        ],
+        "SspiContext": [
+            tls.sspi_connection_facts,
+            tls.sspi_context_features,
+            tls.sspi_delete_context,
+            tls.sspi_issuers_accepted_by_peer,
+            tls.sspi_local_cert,
+            tls.sspi_remote_cert,
+            tls.sspi_shutdown_context,
+            tls.sspi_step,
+            lambda thing: tls.sspi_decrypt_stream(thing, b""),
+            lambda thing: tls.sspi_encrypt_stream(thing, b""),
+        ],
+    }
+
+
+@pytest.mark.parametrize("wanted", sorted(handles()))
+@pytest.mark.parametrize(
+    "thing", [None, 3, "text", b"-----BEGIN PRIVATE KEY-----", [], memoryview(b"x"), object(), int]
+)
+def test_what_is_no_handle_is_a_type_error_that_names_the_type(wanted: str, thing: object) -> None:
+    for function in handles()[wanted]:
+        with pytest.raises(TypeError, match=wanted) as caught:
+            function(thing)
+        assert type(thing).__name__ in str(caught.value)
+        assert "PRIVATE" not in str(caught.value), "what may be a key is not repeated"
+
+
+def test_handles_of_one_sort_are_no_handles_of_another(pki: Pki) -> None:
+    store = tls.cert_temporary_store(pem=pki.root.read_bytes())
+    credentials = client_credentials(pki)
+    things = {
+        "Certificate": tls.cert_import(pki.root.read_bytes()),
+        "Store": store,
+        "Credentials": credentials,
+        "SspiContext": tls.sspi_client_context(credentials, "localhost"),
+    }
+    for wanted, functions in handles().items():
+        for kind, thing in things.items():
+            for function in functions if kind != wanted else ():
+                with pytest.raises(TypeError, match=f"{wanted}, not {kind}"):
+                    function(thing)
+    assert not credentials.freed
+    assert len(store) == 1
+
+
+def test_a_channel_in_place_of_its_context_is_told_where_that_is(pki: Pki) -> None:
+    with (
+        tls_pair(pki) as (near, _),
+        pytest.raises(TypeError, match=r"TlsChannel .*channel\.context"),
+    ):
+        tls.sspi_remote_cert(near)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [None, "", "no", 2, []])
+@pytest.mark.parametrize("name", ["validateservercert", "commonname", "disablereconnects"])
+def test_no_switch_of_verification_is_turned_by_accident(name: str, value: Any) -> None:
+    with pytest.raises(TypeError, match=name):
+        tls.sspi_schannel_credentials(**{name: value})
+
+
+def test_nor_of_contexts_and_certificates(pki: Pki) -> None:
+    cert = tls.cert_import(pki.root.read_bytes())
+    with pytest.raises(TypeError, match="exclusiveroots"):
+        tls.cert_tls_verify(cert, exclusiveroots=None)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="manualvalidation"):
+        tls.sspi_client_context(client_credentials(pki), "localhost", "no")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="usageall must be strings"):
+        tls.cert_tls_verify(cert, usageall=[1])  # type: ignore[list-item]
+
+
+TIMES: list[tuple[Any, type[Exception]]] = [
+    (float("nan"), ValueError),
+    (-1, ValueError),
+    (float("inf"), ValueError),
+    (2**63, ValueError),
+    (10**400, ValueError),
+    ("3", TypeError),
+]
+
+
+@pytest.mark.parametrize(("value", "kind"), TIMES, ids=lambda value: str(value)[:9])
+def test_times(value: Any, kind: type[Exception], pki: Pki) -> None:
+    cert = tls.cert_import(pki.root.read_bytes())
+    with tls_pair(pki) as (near, far):
+        for call in (
+            lambda: near.settimeout(value),
+            lambda: tls.sspi_schannel_credentials(fetchtimeout=value),
+            lambda: tls.cert_tls_verify(cert, fetchtimeout=value),
+            lambda: tls.cert_fetch(HOST, 1, timeout=value),
+            lambda: tls.tls_socket(HOST, 1, timeout=value),
+        ):
+            with pytest.raises(kind, match=r"timeout|seconds"):
+                call()
+
+
+@pytest.mark.parametrize("value", [1.5, float("nan"), "1"])
+def test_a_lifespan_is_whole_milliseconds(value: Any) -> None:
+    with pytest.raises(TypeError, match="sessionlifespan"):
+        tls.sspi_schannel_credentials(sessionlifespan=value)
+
+
+@pytest.mark.parametrize(
+    ("port", "kind"),
+    [
+        (-1, ValueError),
+        (65536, ValueError),
+        (2**63, ValueError),
+        ("no-such-service", ValueError),
+        ("a\0b", ValueError),
+        ("\ud800", ValueError),
+        (None, TypeError),
+        (1.5, TypeError),
+        (True, TypeError),
+    ],
+)
+def test_ports(port: Any, kind: type[Exception]) -> None:
+    async def listen() -> None:
+        tls.socket_command(port, server=print)
+
+    for call in (
+        lambda: tls.cert_fetch(HOST, port),
+        lambda: tls.socket_command(HOST, port),
+        lambda: tls.tls_socket(HOST, port),
+        lambda: run(listen()),
+    ):
+        with pytest.raises(kind, match="port"):
+            call()
+
+
+def test_the_socket_command_says_what_it_takes() -> None:
+    with pytest.raises(TypeError, match="host and port"):
+        tls.socket_command(HOST)
+    with pytest.raises(TypeError, match="callable"):
+        tls.socket_command(0, server="no callback")  # type: ignore[arg-type]
+
+
+def test_a_loop_that_is_none() -> None:
+    with pytest.raises(TypeError, match="event loop, not str"):
+        tls.tls_socket(0, server=print, credentials=lambda *_: None, loop="loop")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("data", [3, True, 2**31, [65, 66], object()])
+def test_puts_takes_bytes_and_nothing_that_bytes_can_be_made_of(data: Any, pki: Pki) -> None:
+    with tls_pair(pki) as (near, far):
+        far.settimeout(LIMIT)
+        with pytest.raises(TypeError):
+            near.puts(data)
+        near.puts(bytearray(b"line"))
+        near.flush()
+        assert far.gets() == b"line"
+
+
+def test_a_copy_to_what_cannot_take_it_loses_nothing(pki: Pki) -> None:
+    with tls_pair(pki) as (gone, _):
+        gone.close()
+    with tls_pair(pki) as (near, far):
+        far.sendall(b"data")
+        near.settimeout(LIMIT)
+        with pytest.raises(TypeError, match="sendall"):
+            near.copy_to(None)
+        with pytest.raises(tls.TLSClosedError):
+            near.copy_to(gone)
+        assert near.read(4) == b"data"
+
+
+def test_channels_are_neither_copied_nor_pickled(pki: Pki) -> None:
+    with tls_pair(pki) as (near, far):
+        for call in (copy.copy, copy.deepcopy, pickle.dumps):
+            with pytest.raises(TypeError, match="TlsChannel cannot be copied or pickled"):
+                call(near)
+        near.sendall(b"x")
+        assert far.recv(1) == b"x"
+
+
+@pytest.mark.parametrize("cause", [KeyboardInterrupt, ValueError])
+def test_what_ended_the_body_is_raised_and_not_what_close_met(
+    cause: type[BaseException], pki: Pki
+) -> None:
+    def body(near: tls.Channel, far: tls.Channel) -> None:
+        with near:
+            near.configure(buffering="full")
+            far.abort()
+            # What cannot be sent any more: the peer's end has answered a
+            # first record with a reset.
+            with pytest.raises(OSError, match=r"reset|pipe"):
+                while True:
+                    near.sendall(b"x" * 65536)
+            near.configure(buffering="full")
+            raise cause("the body's")
+
+    with tls_pair(pki) as (near, far):
+        with pytest.raises(cause, match="the body's"):
+            body(near, far)
+        assert near.closed
+
+
+def test_a_forgotten_channel_gives_up_its_connection_attempt() -> None:
+    with socket.create_server((HOST, 0)) as listener:
+        listener.settimeout(LIMIT)
+        channel = tls.tls_socket(HOST, listener.getsockname()[1], async_=True)
+        sock, _ = listener.accept()
+        with sock, pytest.warns(ResourceWarning, match="unclosed channel"):
+            del channel
+            gc.collect()
+        # no warning of a socket that nobody here ever saw: filterwarnings
+
+
 # --- closing ends, whatever a method below raises or calls
 
 
@@ -711,45 +949,3 @@ def test_a_transport_that_calls_its_channel_is_no_deadlock(pki: Pki) -> None:
         with pytest.raises((OSError, ValueError)):
             channel.sendall(b"x")
         assert channel.closed
-
-
-def test_channels_are_neither_copied_nor_pickled(pki: Pki) -> None:
-    with tls_pair(pki) as (near, far):
-        for call in (copy.copy, copy.deepcopy, pickle.dumps):
-            with pytest.raises(TypeError, match="TlsChannel cannot be copied or pickled"):
-                call(near)
-        near.sendall(b"x")
-        assert far.recv(1) == b"x"
-
-
-@pytest.mark.parametrize("cause", [KeyboardInterrupt, ValueError])
-def test_what_ended_the_body_is_raised_and_not_what_close_met(
-    cause: type[BaseException], pki: Pki
-) -> None:
-    def body(near: tls.Channel, far: tls.Channel) -> None:
-        with near:
-            near.configure(buffering="full")
-            far.abort()
-            # What cannot be sent any more: the peer's end has answered a
-            # first record with a reset.
-            with pytest.raises(OSError, match=r"reset|pipe"):
-                while True:
-                    near.sendall(b"x" * 65536)
-            near.configure(buffering="full")
-            raise cause("the body's")
-
-    with tls_pair(pki) as (near, far):
-        with pytest.raises(cause, match="the body's"):
-            body(near, far)
-        assert near.closed
-
-
-def test_a_forgotten_channel_gives_up_its_connection_attempt() -> None:
-    with socket.create_server((HOST, 0)) as listener:
-        listener.settimeout(LIMIT)
-        channel = tls.tls_socket(HOST, listener.getsockname()[1], async_=True)
-        sock, _ = listener.accept()
-        with sock, pytest.warns(ResourceWarning, match="unclosed channel"):
-            del channel
-            gc.collect()
-        # no warning of a socket that nobody here ever saw: filterwarnings

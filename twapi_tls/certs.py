@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from . import _native
 from .errors import Deadline, code
 from .names import a_label
+from .options import check_flag, check_port, check_seconds, check_timeout, expect
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -202,7 +203,7 @@ def cert_system_store_open(name: str = "ROOT", location: str = "user") -> Store:
 
 def cert_store_release(store: Store) -> None:
     """Gives a store back; idempotent."""
-    store.release()
+    expect(Store, store, "store").release()
 
 
 def cert_store_serialize(store: Store) -> bytes:
@@ -210,32 +211,33 @@ def cert_store_serialize(store: Store) -> bytes:
 
     ``cert_temporary_store(serialized=...)`` takes it.
     """
-    return store.native.export("serialized")
+    return expect(Store, store, "store").native.export("serialized")
 
 
 def cert_store_export_pem(store: Store) -> bytes:
     """Certificates and CRLs of a store as PEM, without keys."""
-    return store.native.export("pem")
+    return expect(Store, store, "store").native.export("pem")
 
 
 def cert_store_export_pkcs7(store: Store) -> bytes:
     """Certificates and CRLs of a store as PKCS #7 (DER), without keys."""
-    return store.native.export("pkcs7")
+    return expect(Store, store, "store").native.export("pkcs7")
 
 
 def cert_store_iterate(store: Store) -> Iterator[Certificate]:
     """The certificates of a store, one after the other."""
-    return iter(store)
+    return iter(expect(Store, store, "store"))
 
 
 def cert_store_add_certificate(store: Store, cert: Certificate) -> Certificate:
     """Adds a certificate (with its key, if it has one) and returns it."""
-    store.native.add(cert.native)
+    expect(Store, store, "store").native.add(expect(Certificate, cert, "cert").native)
     return cert
 
 
 def cert_store_add_encoded_certificate(store: Store, data: Buffer | str) -> Certificate:
     """Adds a certificate given as DER or PEM and returns it."""
+    expect(Store, store, "store")
     return cert_store_add_certificate(store, cert_import(data))
 
 
@@ -332,11 +334,11 @@ def cert_store_find_certificate(
     ``has_private_key``, ``existing`` (a Certificate). ``previous``: where
     the search goes on; it is released, as in TWAPI.
     """
+    native = expect(Store, store, "store").native
     test = _find_test(type, term)
-    native = store.native
     start = 0
     if previous is not None:
-        start = _position(store, previous) + 1
+        start = _position(store, expect(Certificate, previous, "previous")) + 1
         previous.release()
     for index in range(start, len(native)):
         cert = native[index]
@@ -381,7 +383,7 @@ def cert_import(data: Buffer | str, encoding: str | None = None) -> Certificate:
 
 def cert_export(cert: Certificate, encoding: str = "pem") -> bytes:
     """The certificate, without its key, as "pem" or "der" (bytes)."""
-    der = cert.der()
+    der = expect(Certificate, cert, "cert").der()
     if encoding == "der":
         return der
     if encoding != "pem":
@@ -393,16 +395,17 @@ def cert_export(cert: Certificate, encoding: str = "pem") -> bytes:
 
 def cert_duplicate(cert: Certificate) -> Certificate:
     """A second handle of the same certificate, released on its own."""
+    expect(Certificate, cert, "cert")
     return Certificate(cert.native, cert._store, cert._index)
 
 
 def cert_release(cert: Certificate) -> None:
     """Gives a handle back; idempotent."""
-    cert.release()
+    expect(Certificate, cert, "cert").release()
 
 
 def _name(cert: Certificate, name: str, issuer: bool) -> str:
-    native = cert.native
+    native = expect(Certificate, cert, "cert").native
     rdn = native.name("issuer_rdn" if issuer else "subject_rdn")
     common = native.name("issuer_cn" if issuer else "subject_cn")
     if name in ("oid_common_name", "2.5.4.3", "cn"):
@@ -443,7 +446,7 @@ def cert_thumbprint(cert: Certificate, algorithm: str = "sha1") -> str:
     sizes: dict[str, Literal[20, 32]] = {"sha1": 20, "sha256": 32}
     if algorithm not in sizes:
         raise ValueError(f"bad algorithm {algorithm!r}: must be 'sha1' or 'sha256'")
-    return cert.native.digest(sizes[algorithm]).hex()
+    return expect(Certificate, cert, "cert").native.digest(sizes[algorithm]).hex()
 
 
 _LISTS = ("dns", "ip", "email", "uri", "usage", "eku", "ocsp_url", "crl_url", "ca_url")
@@ -459,7 +462,7 @@ def cert_info(cert: Certificate) -> dict[str, Any]:
     ``ocsp_url``, ``crl_url``, ``ca_url``.
     """
     info: dict[str, Any] = {key: [] for key in _LISTS}
-    for key, value in cert.native.info():
+    for key, value in expect(Certificate, cert, "cert").native.info():
         if key in _LISTS:
             info[key].append(value)
         elif key == "is_ca":
@@ -478,8 +481,11 @@ def cert_fetch(host: str, port: int = 443, *, timeout: float | None = 30.0) -> C
     ``timeout`` in seconds, for all of it. Raises what the connect raises, TLSError, and
     TLSTimeoutError.
     """
+    name = a_label(host)
+    port = check_port(port)
+    timeout = check_timeout(timeout)
     credentials = _native.Credentials("client", resume=False)
-    session = _native.Session("client", credentials, target=a_label(host))
+    session = _native.Session("client", credentials, target=name)
     deadline = Deadline(timeout)
     fd = socket.create_connection((host, port), timeout).detach()
     try:
@@ -546,6 +552,8 @@ USAGES: dict[str, str] = {
 def _usage_oids(usages: Iterable[str] | str, option: str) -> list[str]:
     oids = []
     for usage in [usages] if isinstance(usages, str) else usages:
+        if not isinstance(usage, str):
+            raise TypeError(f"{option} must be strings, not {usage!r}")
         oid = USAGES.get(usage.removeprefix("oid_pkix_kp_"), usage)
         if not oid.replace(".", "").isdigit():
             raise ValueError(f"bad usage {usage!r} in {option}: an OID or {', '.join(USAGES)}")
@@ -635,6 +643,7 @@ def cert_tls_verify(
         "leaf": "leaf",
         "excluderoot": "excluderoot",
     }
+    expect(Certificate, cert, "cert")
     if revocationcheck not in modes:
         raise ValueError(f"bad revocationcheck {revocationcheck!r}: one of {', '.join(modes)}")
     if engine not in ("user", "machine"):
@@ -653,6 +662,7 @@ def cert_tls_verify(
     if hstore is not None and not isinstance(hstore, Store):
         raise TypeError(f"hstore must be a Store, not {hstore!r}")
     roots = collect(trustedroots, "trustedroots")
+    exclusiveroots = check_flag("exclusiveroots", exclusiveroots)
     if exclusiveroots and roots is None:
         roots = _native.Store()  # none at all, which is not "the system's"
     extra = joined(cert.native.chain(), None if hstore is None else hstore.native)
@@ -663,7 +673,7 @@ def cert_tls_verify(
     result = cert.native.verify(
         server=None if server is None else a_label(server),
         check_name=server is not None and not ignore & _native.IGNORE["name"],
-        common_name=commonname,
+        common_name=check_flag("commonname", commonname),
         extra=extra,
         roots=roots if exclusiveroots else None,
         more_roots=None if exclusiveroots else roots,
@@ -672,8 +682,8 @@ def cert_tls_verify(
         usages=usages,
         usage_any=usageany is not None,
         ocsp=ocsp,
-        fetch=fetch,
-        fetch_timeout=fetchtimeout,
+        fetch=check_flag("fetch", fetch),
+        fetch_timeout=check_seconds(fetchtimeout, "fetchtimeout"),
         cache_end_cert=cacheendcert,
         root_update=not disableauthrootautoupdate,
     )[0]

@@ -29,6 +29,7 @@ from .options import (
     SETTABLE,
     check_buffersize,
     check_flag,
+    check_timeout,
     check_word,
 )
 from .streams import Streams
@@ -56,20 +57,6 @@ def default_timeout(timeout: Any) -> float | None:
     if timeout is UNSET:
         return socket.getdefaulttimeout()
     return check_timeout(timeout)
-
-
-def check_timeout(timeout: Any) -> float | None:
-    """Seconds (0 or more) or None; as ``socket.settimeout`` checks it."""
-    if timeout is None:
-        return None
-    if not hasattr(timeout, "__float__") and not hasattr(timeout, "__index__"):
-        raise TypeError(f"a timeout must be a number of seconds or None, not {timeout!r}")
-    seconds = float(timeout)
-    if not seconds >= 0:
-        raise ValueError("Timeout value out of range")
-    if seconds > threading.TIMEOUT_MAX:
-        raise OverflowError("the timeout is too large")
-    return seconds
 
 
 def close_anything(thing: Any) -> None:
@@ -116,6 +103,11 @@ class Channel(Streams):
                 raise TypeError("copying in the background needs a channel as the target")
             BackgroundCopy(self, channel, size, callback).start()
             return None
+        # Before the first byte is read, which would be lost.
+        if not callable(getattr(channel, "sendall", None)):
+            raise TypeError(f"the target must have sendall; {type(channel).__name__} has none")
+        if isinstance(channel, Channel) and channel.closed:
+            channel._raise_closed()
         copied = 0
         while size < 0 or copied < size:
             data = self.recv(CHUNK if size < 0 else min(CHUNK, size - copied))
@@ -142,7 +134,7 @@ class Channel(Streams):
         character, or a pair), keepalive, nodelay (bool), ragged_eof
         ("error", "eof"). Read only: connecting, error, peername, sockname.
         All values are checked before the first is set. ValueError and
-        TypeError for bad ones.
+        TypeError for bad ones, LookupError for an unknown encoding.
         """
         if not options:
             return self._all_options()

@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, overload
 
 from ._native import TLSError
-from .channel import UNSET, Channel, check_timeout, close_anything, default_timeout
+from .channel import UNSET, Channel, close_anything, default_timeout
 from .errors import Deadline, closed_error, make_error
 from .events import require_loop, running_loop
 from .listener import Listener
 from .names import a_label
+from .options import check_port, check_timeout
 from .registry import SocketCommand, connect_timeout, socket_command, tls_socket_command
 from .sockets import PendingConnection
 from .sspi import (
@@ -55,19 +56,6 @@ def _check_credentials(credentials: object, role: str) -> None:
         raise TypeError(
             f"credentials must come from sspi_acquire_credentials(), not {credentials!r}"
         )
-
-
-def _check_port(port: object, option: str = "port") -> int:
-    if isinstance(port, bool) or not isinstance(port, (int, str)):
-        raise TypeError(f"{option} must be a number or a service name, not {port!r}")
-    if isinstance(port, int) and not 0 <= port <= 65535:
-        raise ValueError(f"{option} must be 0 to 65535, not {port}")
-    if isinstance(port, str) and not port.isdecimal():
-        try:
-            return socket.getservbyname(port, "tcp")
-        except OSError:
-            raise ValueError(f"{option} {port!r} is neither a number nor a known service") from None
-    return _check_port(int(port), option) if isinstance(port, str) else port
 
 
 def _check_socketcmd(socketcmd: Any) -> SocketCommand:
@@ -245,7 +233,7 @@ def tls_socket(
         ),
         max_handshakes=limit,
     )
-    port = _check_port(address[0])
+    port = check_port(address[0])
     below = command(port, server=listener.accepted, myaddr=myaddr)
     if isinstance(below, type) or not callable(getattr(below, "close", None)):
         raise TypeError(
@@ -285,11 +273,11 @@ def _client(
         raise TypeError(f"host must be a string, not {host!r}")
     if not host:
         raise ValueError("host must not be empty")
-    port = _check_port(port)
+    port = check_port(port)
     if myport is not None:
         if isinstance(myport, str):
             raise TypeError(f"myport must be a number, not {myport!r}")
-        myport = _check_port(myport, "myport")
+        myport = check_port(myport, "myport")
     if loop is not None and not async_:
         raise TypeError("loop needs async_=True")
     deadline = Deadline(timeout)
@@ -531,7 +519,8 @@ def tls_close(chan: Channel, direction: str | None = None) -> None:
     No direction: sends what was written and close_notify (best effort,
     bounded) and closes; idempotent. "write" or any abbreviation: sends what
     was written, close_notify and TCP's FIN; reading goes on; a second call
-    does nothing. Anything else: ValueError, and nothing is closed. Source:
+    does nothing; BlockingIOError if the channel is non-blocking and not OPEN
+    yet. Anything else: ValueError, and nothing is closed. Source:
     TWAPI, tls_close.
     """
     channel = _check_tls(chan)

@@ -45,10 +45,18 @@ def running_loop() -> asyncio.AbstractEventLoop | None:
 
 
 def require_loop(loop: asyncio.AbstractEventLoop | None) -> asyncio.AbstractEventLoop:
-    """The loop given, or the running one; RuntimeError if there is neither."""
+    """The loop given, or the running one; RuntimeError if there is neither.
+
+    TypeError for what is no loop.
+    """
     found = loop if loop is not None else running_loop()
     if found is None:
         raise RuntimeError("events need a running asyncio event loop, or one given as loop=")
+    # Loops need not inherit asyncio's class: these are what is called.
+    if not callable(getattr(found, "is_closed", None)) or not callable(
+        getattr(found, "call_soon", None)
+    ):
+        raise TypeError(f"loop must be an asyncio event loop, not {type(found).__name__}")
     if found.is_closed():
         raise RuntimeError("the event loop is closed")
     return found

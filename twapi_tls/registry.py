@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from .options import check_port
 from .sockets import AcceptCallback, ListeningSocket, PendingConnection, connect
 
 SocketCommand = Callable[..., Any]
@@ -37,9 +38,15 @@ def socket_command(
     starts on its event loop.
     """
     if server is not None:
-        (port,) = address
+        if len(address) != 1 or not callable(server):
+            raise TypeError("a listening socket command takes a port, and a callable as server")
+        port = check_port(address[0])
         return ListeningSocket(port, server=server, myaddr=myaddr)
-    host, port = address
+    if len(address) != 2:
+        raise TypeError(f"socket_command() takes host and port, not {len(address)} arguments")
+    host, port = address[0], check_port(address[1])
+    if myport is not None:
+        myport = check_port(myport, "myport")
     timeout = connect_timeout.get()
 
     def attempt() -> Any:

@@ -14,6 +14,7 @@ from . import _native
 from ._native import TLSError
 from .certs import Certificate, Revocation, Store
 from .names import a_label
+from .options import check_flag, check_seconds, expect
 from .verify import Policy, default_verdict
 
 if TYPE_CHECKING:
@@ -172,6 +173,17 @@ def sspi_schannel_credentials(
 
     TypeError and ValueError for what cannot be honoured.
     """
+    flags = {
+        "usedefaultclientcert": usedefaultclientcert,
+        "disablereconnects": disablereconnects,
+        "ignoreerrorrevocationoffline": ignoreerrorrevocationoffline,
+        "ignoreerrornorevocationcheck": ignoreerrornorevocationcheck,
+        "validateservercert": validateservercert,
+        "commonname": commonname,
+        "fetchrevocation": fetchrevocation,
+    }
+    for name, flag in flags.items():
+        check_flag(name, flag)
     if isinstance(certificates, Certificate):
         certs: tuple[Certificate, ...] = (certificates,)
     elif isinstance(certificates, Store):
@@ -191,6 +203,8 @@ def sspi_schannel_credentials(
         raise ValueError(
             f"bad revocationcheck {revocationcheck!r}: must be one of {', '.join(_REVOCATION)}"
         )
+    if sessionlifespan is not None and not isinstance(sessionlifespan, int):
+        raise TypeError(f"sessionlifespan must be whole milliseconds, not {sessionlifespan!r}")
     if sessionlifespan is not None and sessionlifespan < 0:
         raise ValueError("sessionlifespan must not be negative")
     if clientcertificate is not None and not callable(clientcertificate):
@@ -230,7 +244,7 @@ def sspi_schannel_credentials(
             validate=bool(validateservercert),
             common_name=bool(commonname),
             fetch=bool(fetchrevocation),
-            fetch_timeout=fetchtimeout,
+            fetch_timeout=check_seconds(fetchtimeout, "fetchtimeout"),
         ),
     )
 
@@ -281,7 +295,7 @@ def sspi_acquire_credentials(
     ``sspi_schannel_credentials``; None: all defaults. A server needs a
     certificate. Raises TLSError if the engine refuses them.
     """
-    if package.lower() not in _PACKAGES:
+    if expect(str, package, "package").lower() not in _PACKAGES:
         raise ValueError(f"bad package {package!r}: must be unisp, schannel, tls or ssl")
     roles: dict[str, Role] = {
         "client": "client",
@@ -318,7 +332,7 @@ def sspi_acquire_credentials(
 
 def sspi_free_credentials(credentials: Credentials) -> None:
     """Gives credentials back; idempotent, and never hurts their users."""
-    credentials.free()
+    expect(Credentials, credentials, "credentials").free()
 
 
 def sspi_enumerate_packages() -> list[str]:
@@ -372,10 +386,10 @@ class SspiContext:
         as with ``sspi_decrypt_stream``, which tells the status; the two
         memories must not overlap (ValueError).
         """
-        return self._own().decrypt_into(data, buffer)
+        return _own(self).decrypt_into(data, buffer)
 
     def _no_records(self, data: Buffer, /) -> bytes:
-        self._own()
+        _own(self)
         raise ValueError("the security context has no records")
 
     @property
@@ -384,11 +398,6 @@ class SspiContext:
         if self._session is None:
             raise ValueError("the security context was deleted")
         return self._session
-
-    def _own(self) -> _native.Session:
-        if self.of_channel:
-            raise ValueError("a channel's context is moved by the channel alone")
-        return self.session
 
     def facts(self) -> ConnectionFacts:
         """What was negotiated. TLSError before it is known."""
@@ -431,6 +440,21 @@ class SspiContext:
 
     def __exit__(self, *_: object) -> None:
         self.delete()
+
+
+def _context(ctx: object) -> SspiContext:
+    """``ctx``, if it is a context; TypeError otherwise."""
+    if isinstance(ctx, SspiContext):
+        return ctx
+    hint = " (a channel's is channel.context)" if hasattr(type(ctx), "context") else ""
+    raise TypeError(f"ctx must be of type SspiContext, not {type(ctx).__name__}{hint}")
+
+
+def _own(ctx: SspiContext) -> _native.Session:
+    """The session of a free-standing context, which the caller may move."""
+    if _context(ctx).of_channel:
+        raise ValueError("a channel's context is moved by the channel alone")
+    return ctx.session
 
 
 def make_session(
@@ -481,7 +505,8 @@ def sspi_client_context(
     unless manualvalidation, which accepts every certificate: the caller
     looks at it (``sspi_remote_cert``).
     """
-    config = cred.config
+    config = expect(Credentials, cred, "cred").config
+    manualvalidation = check_flag("manualvalidation", manualvalidation)
     if target is None and not manualvalidation and config.policy.validate:
         raise ValueError("target is needed to verify the server (or manualvalidation=True)")
     name = None if target is None else a_label(target)
@@ -511,8 +536,8 @@ def sspi_server_context(
     """
     session = make_session(
         "server",
-        cred,
-        request_cert=mutualauth,
+        expect(Credentials, cred, "cred"),
+        request_cert=check_flag("mutualauth", mutualauth),
         ask_verdict=False,
         alpn=None if alpn is None else check_alpn(alpn),
     )
@@ -532,7 +557,7 @@ def sspi_step(ctx: SspiContext, data: Buffer = b"") -> tuple[str, bytes, bytes]:
     sent. After ``renegotiate`` from decryption: step without data, send the
     output, give the leftover back to decryption.
     """
-    session = ctx._own()
+    session = _own(ctx)
     if len(memoryview(data)):
         session.feed(data)
     try:
@@ -560,7 +585,7 @@ def sspi_step(ctx: SspiContext, data: Buffer = b"") -> tuple[str, bytes, bytes]:
 
 def sspi_encrypt_stream(ctx: SspiContext, data: Buffer) -> bytes:
     """The records for ``data``; b"" for none. Needs a negotiated context."""
-    return ctx._own().encrypt(data)
+    return _own(ctx).encrypt(data)
 
 
 def sspi_decrypt_stream(ctx: SspiContext, data: Buffer) -> tuple[str, bytes]:
@@ -570,7 +595,7 @@ def sspi_decrypt_stream(ctx: SspiContext, data: Buffer) -> tuple[str, bytes]:
     ``sspi_step(ctx)``, send its output, give its leftover back here.
     Plaintext before an error comes first; the next call raises the error.
     """
-    session = ctx._own()
+    session = _own(ctx)
     try:
         plain = session.decrypt(data)
     except TLSError as error:
@@ -595,6 +620,8 @@ def sspi_encrypt_and_write(
     ctx: SspiContext, data: Buffer, chan: Writer, *, flush: bool = True
 ) -> None:
     """Writes the records for ``data`` to a binary channel or file."""
+    if not callable(getattr(chan, "write", None)):
+        raise TypeError(f"chan must have a write method; {type(chan).__name__} has none")
     chan.write(sspi_encrypt_stream(ctx, data))
     if flush:
         chan.flush()
@@ -602,34 +629,34 @@ def sspi_encrypt_and_write(
 
 def sspi_shutdown_context(ctx: SspiContext) -> tuple[str, bytes]:
     """("done", close_notify for the peer); b"" where it was sent before."""
-    session = ctx._own()
+    session = _own(ctx)
     session.shutdown()
     return "done", session.take_output()
 
 
 def sspi_delete_context(ctx: SspiContext) -> None:
     """Ends a context; idempotent."""
-    ctx.delete()
+    _context(ctx).delete()
 
 
 def sspi_remote_cert(ctx: SspiContext) -> Certificate:
     """The peer's certificate; ``SEC_E_NO_CREDENTIALS`` if it sent none."""
-    return Certificate(ctx.session.remote_cert())
+    return Certificate(_context(ctx).session.remote_cert())
 
 
 def sspi_local_cert(ctx: SspiContext) -> Certificate:
     """Our own certificate; ``SEC_E_NO_CREDENTIALS`` if none was used."""
-    return Certificate(ctx.session.local_cert())
+    return Certificate(_context(ctx).session.local_cert())
 
 
 def sspi_issuers_accepted_by_peer(ctx: SspiContext) -> list[bytes]:
     """The DER names of all authorities the peer accepts; perhaps none."""
-    return list(ctx.session.issuers())
+    return list(_context(ctx).session.issuers())
 
 
 def sspi_connection_facts(ctx: SspiContext) -> ConnectionFacts:
     """What was negotiated, as ``SspiContext.facts``."""
-    return ctx.facts()
+    return _context(ctx).facts()
 
 
 # ISC_RET_/ASC_RET_ of sspi.h; two bits differ by role.
@@ -649,7 +676,7 @@ _FEATURES: Final = {
 
 def sspi_context_features(ctx: SspiContext) -> dict[str, Any]:
     """What the context grants: ``raw`` (int) and a bool for each feature."""
-    raw = ctx.session.features()
+    raw = _context(ctx).session.features()
     at = 0 if ctx.role == "client" else 1
     features: dict[str, Any] = {name: bool(raw & bits[at]) for name, bits in _FEATURES.items()}
     features["raw"] = raw

@@ -618,7 +618,8 @@ class Streams:
         if data is None:
             data = b"" if self._settings.encoding is None else ""
         if newline:
-            data = data + "\n" if isinstance(data, str) else bytes(data) + b"\n"
+            # memoryview(), since bytes(3) would be three zero bytes.
+            data = data + "\n" if isinstance(data, str) else bytes(memoryview(data)) + b"\n"
         self.write(data)
 
     def flush(self) -> None:
