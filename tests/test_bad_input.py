@@ -789,6 +789,14 @@ def test_puts_takes_bytes_and_nothing_that_bytes_can_be_made_of(data: Any, pki: 
         assert far.gets() == b"line"
 
 
+@pytest.mark.parametrize("names", [[3], [True], [None], [[104, 50]], 3, b"h2".hex])
+def test_alpn_names_are_text_or_bytes(names: Any) -> None:
+    with pytest.raises(TypeError):
+        tls.sspi_schannel_credentials(alpn=names)
+    with pytest.raises(TypeError):
+        tls.tls_socket(HOST, 1, alpn=names)
+
+
 def test_a_copy_to_what_cannot_take_it_loses_nothing(pki: Pki) -> None:
     with tls_pair(pki) as (gone, _):
         gone.close()

@@ -121,7 +121,10 @@ def check_alpn(names: Iterable[str | bytes] | str | bytes) -> tuple[bytes, ...]:
     """Protocol names for ALPN as bytes of 1..255 (RFC 7301); ValueError."""
     if isinstance(names, (str, bytes)):
         names = [names]
-    result = tuple(name.encode() if isinstance(name, str) else bytes(name) for name in names)
+    # memoryview(), since bytes(3) would be three zero bytes.
+    result = tuple(
+        name.encode() if isinstance(name, str) else bytes(memoryview(name)) for name in names
+    )
     for name in result:
         if not 1 <= len(name) <= 255:
             raise ValueError(f"bad ALPN name {name!r}: must have 1 to 255 bytes")
