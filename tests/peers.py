@@ -23,6 +23,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -84,7 +85,7 @@ def versions() -> dict[str, str]:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env=_environment(),
+            env=_environment(path),
             timeout=READY,
             check=False,
         )
@@ -100,14 +101,16 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _environment() -> dict[str, str]:
-    """The environment for foreign programs: ours without what instruments us.
+def _environment(program: str) -> dict[str, str]:
+    """The environment for a program: ours without what bends its trust.
 
-    A preloaded sanitizer would instrument the peers as well.
+    A preloaded sanitizer stays out of foreign programs; ours need it.
     """
     environment = dict(os.environ)
-    for name in ("LD_PRELOAD", "SSL_CERT_FILE", "SSL_CERT_DIR", "CURL_CA_BUNDLE"):
+    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR", "CURL_CA_BUNDLE"):
         environment.pop(name, None)
+    if program != sys.executable:
+        environment.pop("LD_PRELOAD", None)
     environment["LC_ALL"] = "C"
     return environment
 
@@ -136,7 +139,7 @@ class Peer:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             bufsize=0,
-            env=_environment(),
+            env=_environment(self.command[0]),
         )
         self._reader = threading.Thread(target=self._collect, daemon=True)
         self._reader.start()
