@@ -80,23 +80,10 @@ static unsigned choose(unsigned n)
 
 static struct tw_cert *make_cert(void)
 {
-    EVP_PKEY *key = EVP_EC_gen("P-256");
-    X509 *x = X509_new();
-    X509_NAME *subject = X509_get_subject_name(x);
-    struct tw_cert *cert;
+    EVP_PKEY *key = make_key();
+    X509 *x = make_x509(key, "host.example");
+    struct tw_cert *cert = tw_openssl_cert_new(x, key, NULL);
 
-    HOLDS(key && x);
-    ASN1_INTEGER_set(X509_get_serialNumber(x), 1);
-    X509_gmtime_adj(X509_getm_notBefore(x), -3600);
-    X509_gmtime_adj(X509_getm_notAfter(x), 864000);
-    X509_NAME_add_entry_by_txt(subject, "CN", MBSTRING_ASC,
-                               (const unsigned char *)"host.example", -1,
-                               -1, 0);
-    X509_set_issuer_name(x, subject);
-    X509_set_version(x, X509_VERSION_3);
-    X509_set_pubkey(x, key);
-    HOLDS(X509_sign(x, key, EVP_sha256()) > 0);
-    cert = tw_openssl_cert_new(x, key, NULL);
     HOLDS(cert);
     X509_free(x);
     EVP_PKEY_free(key);

@@ -12,13 +12,7 @@
 
 #include "sspi/record_openssl.h"
 
-#define CHECK(x)                                                      \
-    do {                                                              \
-        if (!(x)) {                                                   \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #x);   \
-            exit(1);                                                  \
-        }                                                             \
-    } while (0)
+#include "support.h"
 
 #define DATA 23
 #define HANDSHAKE 22

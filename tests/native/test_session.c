@@ -6,45 +6,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include <openssl/evp.h>
-#include <openssl/x509.h>
-
 #include "core/session.h"
 #include "sspi/openssl_internal.h"
 #include "sspi/record_openssl.h"
 
-#define CHECK(x)                                                      \
-    do {                                                              \
-        if (!(x)) {                                                   \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #x);   \
-            exit(1);                                                  \
-        }                                                             \
-    } while (0)
-
-static struct tw_cert *make_cert(void)
-{
-    EVP_PKEY *key = EVP_EC_gen("P-256");
-    X509 *x = X509_new();
-    X509_NAME *subject = X509_get_subject_name(x);
-    struct tw_cert *cert;
-
-    CHECK(key && x);
-    ASN1_INTEGER_set(X509_get_serialNumber(x), 1);
-    X509_gmtime_adj(X509_getm_notBefore(x), -3600);
-    X509_gmtime_adj(X509_getm_notAfter(x), 86400);
-    X509_NAME_add_entry_by_txt(subject, "CN", MBSTRING_ASC,
-                               (const unsigned char *)"host.example", -1, -1,
-                               0);
-    X509_set_issuer_name(x, subject);
-    X509_set_version(x, X509_VERSION_3);
-    X509_set_pubkey(x, key);
-    CHECK(X509_sign(x, key, EVP_sha256()) > 0);
-    cert = tw_openssl_cert_new(x, key, NULL);
-    CHECK(cert);
-    X509_free(x);
-    EVP_PKEY_free(key);
-    return cert;
-}
+#include "support.h"
 
 struct pair {
     struct tw_session *client, *server;
@@ -87,7 +53,7 @@ static struct tw_session *make(enum tw_role role, struct tw_cert *cert,
 
 static struct pair connect_pair(uint32_t protocol)
 {
-    struct tw_cert *cert = make_cert();
+    struct tw_cert *cert = make_cert("host.example");
     struct pair p = {make(TW_CLIENT, cert, protocol),
                      make(TW_SERVER, cert, protocol)};
     struct tw_error err;
@@ -197,7 +163,7 @@ static SSL *foreign_client(struct tw_session *server, SSL_CTX *ctx)
    bound. */
 static void unread_updates(void)
 {
-    struct tw_cert *cert = make_cert();
+    struct tw_cert *cert = make_cert("host.example");
     struct tw_session *server = make(TW_SERVER, cert, TW_TLS1_3);
     SSL_CTX *ctx = SSL_CTX_new(TLS_client_method());
     SSL *ssl = foreign_client(server, ctx);
@@ -263,7 +229,7 @@ static void output_in_use(void)
 /* What may go at any time is not given out. */
 static void hello_of_none(void)
 {
-    struct tw_cert *cert = make_cert();
+    struct tw_cert *cert = make_cert("host.example");
     struct tw_session *client = make(TW_CLIENT, cert, 0);
     struct tw_session *server = make(TW_SERVER, cert, 0);
     struct tw_error err;
@@ -304,7 +270,7 @@ static void from_foreign(SSL *ssl, struct tw_session *ours)
    comes when the keys are settled, and the server understands it. */
 static void close_while_renegotiating(void)
 {
-    struct tw_cert *cert = make_cert();
+    struct tw_cert *cert = make_cert("host.example");
     struct tw_session *client = make(TW_CLIENT, cert, TW_TLS1_2);
     SSL_CTX *ctx = SSL_CTX_new(TLS_server_method());
     uint8_t data[16];

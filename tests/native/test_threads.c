@@ -12,20 +12,11 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <openssl/evp.h>
-#include <openssl/x509.h>
-
 #include "sspi/openssl_internal.h"
 #include "sspi/record_openssl.h"
 #include "wire/wire.h"
 
-#define CHECK(x)                                                      \
-    do {                                                              \
-        if (!(x)) {                                                   \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #x);   \
-            exit(1);                                                  \
-        }                                                             \
-    } while (0)
+#include "support.h"
 
 #define SECOND INT64_C(1000000000)
 
@@ -46,31 +37,6 @@ static struct tw_credentials *acquire(enum tw_role role,
     made = tw_credentials_new(tw_provider_default(), &config, &err);
     CHECK(made);
     return made;
-}
-
-static struct tw_cert *make_cert(void)
-{
-    EVP_PKEY *key = EVP_EC_gen("P-256");
-    X509 *x = X509_new();
-    X509_NAME *subject = X509_get_subject_name(x);
-    struct tw_cert *cert;
-
-    CHECK(key && x);
-    ASN1_INTEGER_set(X509_get_serialNumber(x), 1);
-    X509_gmtime_adj(X509_getm_notBefore(x), -3600);
-    X509_gmtime_adj(X509_getm_notAfter(x), 86400);
-    X509_NAME_add_entry_by_txt(subject, "CN", MBSTRING_ASC,
-                               (const unsigned char *)"host.example", -1, -1,
-                               0);
-    X509_set_issuer_name(x, subject);
-    X509_set_version(x, X509_VERSION_3);
-    X509_set_pubkey(x, key);
-    CHECK(X509_sign(x, key, EVP_sha256()) > 0);
-    cert = tw_openssl_cert_new(x, key, NULL);
-    CHECK(cert);
-    X509_free(x);
-    EVP_PKEY_free(key);
-    return cert;
 }
 
 static struct tw_wire *make_wire(enum tw_role role, int fd)
@@ -360,7 +326,7 @@ static void forks(void)
 int main(void)
 {
     static const uint32_t versions[2] = {TW_TLS1_2, TW_TLS1_3};
-    struct tw_cert *cert = make_cert();
+    struct tw_cert *cert = make_cert("host.example");
     int i, k;
 
     for (i = 0; i < 2; i++) {
