@@ -100,16 +100,21 @@ def drain_raw(fd: int, amount: int) -> None:
             amount -= n
 
 
-def send_run(engine: Engine, amount: int, peer: Ssl) -> float:
-    """MB/s of the sender; the receiver drops ciphertext unread."""
+def one_way(
+    engine: Engine, amount: int, take: Callable[[socket.socket], Callable[[], None]]
+) -> float:
+    """MB/s of a sender until the other process has taken all.
+
+    take: puts the other end on its socket; the answer takes ``amount``.
+    """
     one, other = connected_pair()
 
     def receiver(say: Callable[[Any], None], hear: Callable[[], Any]) -> None:
         one.close()
         pin(1)
-        end: Any = other if isinstance(engine, Plain) else peer.server(other)
+        taking = take(other)
         say("ready")
-        drain_raw(end.fileno(), amount)
+        taking()
         say(time.monotonic())
         hear()
 
@@ -126,34 +131,26 @@ def send_run(engine: Engine, amount: int, peer: Ssl) -> float:
     partner.end()
     stream.close()
     return amount / (ended - began) / MB
+
+
+def send_run(engine: Engine, amount: int, peer: Ssl) -> float:
+    """MB/s of the sender; the receiver drops ciphertext unread."""
+
+    def take(other: socket.socket) -> Callable[[], None]:
+        end: Any = other if isinstance(engine, Plain) else peer.server(other)
+        return lambda: drain_raw(end.fileno(), amount)
+
+    return one_way(engine, amount, take)
 
 
 def both_run(engine: Engine, amount: int) -> float:
     """MB/s with the same engine at both ends."""
-    one, other = connected_pair()
 
-    def receiver(say: Callable[[Any], None], hear: Callable[[], Any]) -> None:
-        one.close()
-        pin(1)
+    def take(other: socket.socket) -> Callable[[], None]:
         end = engine.server(other)
-        say("ready")
-        receive(end, amount)
-        say(time.monotonic())
-        hear()
+        return lambda: receive(end, amount)
 
-    partner = Partner(receiver)
-    other.close()
-    stream = engine.client(one)
-    data = bytes(PIECE)
-    partner.hear()
-    began = time.monotonic()
-    for _ in range(amount // PIECE):
-        stream.sendall(data)
-    ended = float(partner.hear())
-    partner.say("go")
-    partner.end()
-    stream.close()
-    return amount / (ended - began) / MB
+    return one_way(engine, amount, take)
 
 
 def receive(end: Any, amount: int) -> None:
