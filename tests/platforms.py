@@ -62,7 +62,6 @@ _ENGINE = (
     "Wine's chain engine checks no CA bit, name constraint, policy or weak key as Windows does"
 )
 _ANCHOR = "Wine does not know CERT_CHAIN_EXCLUSIVE_ENABLE_CA_FLAG: no intermediate as anchor"
-_MACHINE = "the machine's chain engine is not offered on Schannel yet"
 _P7 = "crypt32 does not tell one kind of PKCS #7 from garbage"
 _FORMS = "on Windows a serialized store is crypt32's own form, no PEM"
 _COUNTS = "counts descriptors, which Windows does not list; windows/soak.py does it"
@@ -79,7 +78,6 @@ _WINDOWS_LACKS: dict[str, str] = {
     "test_credentials.py::test_a_chooser_is_told_the_issuers*": _NO_ISSUERS,
     "test_credentials.py::test_many_issuers*": _NO_ISSUERS,
     "test_contexts.py::test_exporters[[]tls1.2]": _NO_EXPORT,
-    "test_verify.py::test_engines[[]machine]": _MACHINE,
     "test_twapi_commands.py::test_tls_close_1_0*": _COUNTS,
     "test_stores.py::test_one_form_is_not_taken_for_another*": _FORMS,
     "test_stores.py::test_pkcs7_without_certificates_is_told_apart*": _P7,

@@ -886,7 +886,6 @@ def test_a_fetch_lets_other_threads_run(world: World) -> None:
         assert verdicts == ["revocationunknown"]
 
 
-@pytest.mark.skipif(tls.engine.name != "openssl", reason="crypt32 needs the stores to the end")
 def test_a_fetch_keeps_no_store_from_others(world: World) -> None:
     """A responder that stalls holds up who asked it, not all with the same anchors."""
     with opened_library() as library:
@@ -910,7 +909,8 @@ def test_a_fetch_keeps_no_store_from_others(world: World) -> None:
                 assert quick.result(5) == "ok"
             finally:
                 library.released.set()
-            assert slow.result(15) == "revocationunknown"
+            # crypt32 has a word of its own for a responder that does not answer
+            assert slow.result(15) in ("revocationunknown", "revocationoffline")
 
 
 def test_a_fetch_of_a_channel_is_off_the_event_loop() -> None:

@@ -82,6 +82,7 @@ class Certificate:
         fetch_timeout: float = 15.0,
         cache_end_cert: bool = False,
         root_update: bool = True,
+        machine: bool = False,
     ) -> tuple[int, int, str, Store | None]:
         """(code, depth, detail, chain); code 0 is ok; codes in CERT_E_ form."""
     @staticmethod

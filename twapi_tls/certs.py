@@ -622,10 +622,11 @@ def cert_tls_verify(
     usages (OIDs or ``server_auth`` ...), all or one of which it must have;
     default serverAuth or clientAuth. ignoreerrors: ``time name usage
     unknownca revocation basicconstraints policy criticalextensions
-    revocationoffline``. engine: "user" or "machine" (trust settings; they
-    differ on Windows only). commonname: compare the common name where there
-    is no subject alternative name. ocsp: a stapled answer, DER. fetch: CRLs
-    may be fetched over HTTP, for at most ``fetchtimeout`` seconds.
+    revocationoffline``. engine: "user" or "machine": whose trust settings
+    and intermediates count; they differ on Windows only. commonname: compare
+    the common name where there is no subject alternative name. ocsp: a
+    stapled answer, DER. fetch: CRLs may be fetched over HTTP, for at most
+    ``fetchtimeout`` seconds.
     revocationcheckcacheonly, urlretrievalcacheonly: nothing may be fetched,
     which is so without ``fetch`` anyhow. cacheendcert,
     disableauthrootautoupdate: for Windows, whose engine caches certificates
@@ -648,8 +649,6 @@ def cert_tls_verify(
         raise ValueError(f"bad revocationcheck {revocationcheck!r}: one of {', '.join(modes)}")
     if engine not in ("user", "machine"):
         raise ValueError(f"bad engine {engine!r}: must be 'user' or 'machine'")
-    if engine == "machine" and _native.engine()[0] == "schannel":
-        raise ValueError("the machine's chain engine is not available: use engine='user'")
     if usageall is not None and usageany is not None:
         raise TypeError("usageall and usageany cannot be given together")
     if fetch and (revocationcheckcacheonly or urlretrievalcacheonly):
@@ -686,6 +685,7 @@ def cert_tls_verify(
         fetch_timeout=check_seconds(fetchtimeout, "fetchtimeout"),
         cache_end_cert=cacheendcert,
         root_update=not disableauthrootautoupdate,
+        machine=engine == "machine",
     )[0]
     if result == 0:
         return "ok"

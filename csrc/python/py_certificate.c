@@ -278,6 +278,7 @@ enum {
     V_FETCH_TIMEOUT,
     V_CACHE_END_CERT,
     V_ROOT_UPDATE,
+    V_MACHINE,
     V_COUNT
 };
 
@@ -370,14 +371,16 @@ static int parse_numbers(struct verification *v, PyObject **given)
 
 static int parse_flags(struct verification *v, PyObject **given)
 {
-    bool cache = false, update = true;
+    bool cache = false, update = true, machine = false;
 
     if (tw_arg_bool(given[V_CACHE_END_CERT], &cache) < 0 ||
-        tw_arg_bool(given[V_ROOT_UPDATE], &update) < 0) {
+        tw_arg_bool(given[V_ROOT_UPDATE], &update) < 0 ||
+        tw_arg_bool(given[V_MACHINE], &machine) < 0) {
         return -1;
     }
     v->config.flags = (cache ? TW_VERIFY_CACHE_END_CERT : 0) |
-                      (update ? 0 : TW_VERIFY_NO_ROOT_UPDATE);
+                      (update ? 0 : TW_VERIFY_NO_ROOT_UPDATE) |
+                      (machine ? TW_VERIFY_MACHINE : 0);
     return 0;
 }
 
@@ -464,7 +467,8 @@ PyDoc_STRVAR(verify_doc,
 "verify(*, server=None, check_name=True, common_name=False, extra=None,\n"
 "    roots=None, more_roots=None, revocation='none', ignore=0,\n"
 "    usages=None, usage_any=False, ocsp=None, fetch=False,\n"
-"    fetch_timeout=15.0, cache_end_cert=False, root_update=True)\n"
+"    fetch_timeout=15.0, cache_end_cert=False, root_update=True,\n"
+"    machine=False)\n"
 "    -> (code, depth, detail, chain)\n\n"
 "Builds and judges its path. code: 0 if it is good, else a CERT_E_ code;\n"
 "depth: of the certificate it is about, 0 for this one; detail: the\n"
@@ -472,8 +476,9 @@ PyDoc_STRVAR(verify_doc,
 "to compare, None for a client's certificate. roots: the only anchors,\n"
 "None for the system's; more_roots: besides them. ignore: IGNORE bits.\n"
 "usages: dotted OIDs. ocsp: a stapled answer in DER. fetch: may go to the\n"
-"network, at most fetch_timeout seconds. cache_end_cert, root_update: for\n"
-"an engine that does such things. TLSError if it could not run.");
+"network, at most fetch_timeout seconds. cache_end_cert, root_update,\n"
+"machine (the machine's trust, not the user's): for an engine that does\n"
+"such things. TLSError if it could not run.");
 
 static PyObject *certificate_verify(PyObject *self, PyObject *const *args,
                                     Py_ssize_t count, PyObject *kwnames)
@@ -483,7 +488,7 @@ static PyObject *certificate_verify(PyObject *self, PyObject *const *args,
         NAMES("server", "check_name", "common_name", "extra", "roots",
               "more_roots", "revocation", "ignore", "usages", "usage_any",
               "ocsp", "fetch", "fetch_timeout", "cache_end_cert",
-              "root_update"),
+              "root_update", "machine"),
         0, 0};
     PyObject *given[V_COUNT];
     PyObject *result = NULL;

@@ -78,9 +78,11 @@ enum tw_revocation {
 #define TW_IGNORE_REVOCATION_OFFLINE 0x100u
 
 /* tw_verify_config.flags: wishes to Windows' chain engine, which caches end
-   certificates and updates its roots by itself. Other engines do neither. */
+   certificates, updates its roots by itself, and trusts for the user or for
+   the machine. Other engines do neither and know no difference. */
 #define TW_VERIFY_CACHE_END_CERT 0x1u
 #define TW_VERIFY_NO_ROOT_UPDATE 0x2u
+#define TW_VERIFY_MACHINE 0x4u
 
 struct tw_verify_config {
     const char *server;       /* DNS name or IP literal, UTF-8; NULL: the

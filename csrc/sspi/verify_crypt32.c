@@ -15,7 +15,8 @@
  * usage with them, and crypt32 compares no IP addresses.
  *
  * Building may use the network for issuers and CRLs only when the caller
- * said so, and then within a time-out.
+ * said so, and then within a time-out; nobody else waits for it, as all
+ * that is needed of the caller's stores is copied before.
  */
 #define CERT_CHAIN_PARA_HAS_EXTRA_FIELDS 1
 #include "sspi/schannel_internal.h"
@@ -27,6 +28,9 @@
 
 #ifndef CERT_CHAIN_DISABLE_AIA
 #define CERT_CHAIN_DISABLE_AIA 0x00002000
+#endif
+#ifndef CERT_CHAIN_DISABLE_AUTH_ROOT_AUTO_UPDATE
+#define CERT_CHAIN_DISABLE_AUTH_ROOT_AUTO_UPDATE 0x00000100
 #endif
 #ifndef CERT_TRUST_IS_EXPLICIT_DISTRUST
 #define CERT_TRUST_IS_EXPLICIT_DISTRUST 0x04000000
@@ -93,8 +97,10 @@ struct trial {
     const struct tw_verify_config *config;
     PCCERT_CONTEXT leaf;    /* owned */
     HCERTSTORE extra;       /* owned: what may stand between, and CRLs */
-    HCERTSTORE roots;       /* owned; NULL with the system's */
-    HCERTCHAINENGINE engine; /* owned; NULL: the system's */
+    HCERTSTORE roots;       /* owned: exclusive; NULL with the system's */
+    HCERTSTORE more_roots;  /* owned: besides the system's; or NULL */
+    HCERTCHAINENGINE engine; /* owned if own_engine, else the system's */
+    bool own_engine;
     PCCERT_CHAIN_CONTEXT chain; /* owned */
     size_t rank;            /* of the worst; above all: none yet */
     struct tw_verdict *out;
@@ -102,20 +108,42 @@ struct trial {
 
 #define NO_RANK ((size_t)-1)
 
-static void trial_reset(struct trial *t)
+/* What one attempt left. */
+static void drop_attempt(struct trial *t)
 {
     if (t->chain != NULL) {
         CertFreeCertificateChain(t->chain);
         t->chain = NULL;
     }
-    if (t->engine != NULL) {
+    if (t->own_engine) {
         CertFreeCertificateChainEngine(t->engine);
-        t->engine = NULL;
+        t->own_engine = false;
     }
-    if (t->roots != NULL) {
-        (void)CertCloseStore(t->roots, 0);
-        t->roots = NULL;
+}
+
+static void close_store(HCERTSTORE store)
+{
+    if (store != NULL) {
+        (void)CertCloseStore(store, 0);
     }
+}
+
+static void trial_fini(struct trial *t)
+{
+    drop_attempt(t);
+    close_store(t->extra);
+    close_store(t->roots);
+    close_store(t->more_roots);
+    if (t->leaf != NULL) {
+        (void)CertFreeCertificateContext(t->leaf);
+    }
+}
+
+static void trial_reset(struct trial *t)
+{
+    drop_attempt(t);
+    t->engine = t->config->flags & TW_VERIFY_MACHINE ? HCCE_LOCAL_MACHINE
+                                                     : HCCE_CURRENT_USER;
     t->rank = NO_RANK;
     t->out->code = 0;
     t->out->depth = 0;
@@ -375,23 +403,28 @@ static void ask_policy(struct trial *t)
 
 /* --- building --- */
 
-static bool make_engine(struct trial *t, struct tw_store *roots)
+/* An engine that trusts these anchors alone. */
+static bool make_engine(struct trial *t, HCERTSTORE anchors)
 {
     CERT_CHAIN_ENGINE_CONFIG config;
+    HCERTCHAINENGINE made = NULL;
 
-    t->roots = tw_crypt32_memory_store();
-    if (t->roots == NULL || !tw_crypt32_store_pour(roots, t->roots)) {
-        return false;
-    }
     memset(&config, 0, sizeof(config));
     config.cbSize = sizeof(config);
-    config.hExclusiveRoot = t->roots;
+    config.dwFlags = t->config->flags & TW_VERIFY_MACHINE
+                         ? CERT_CHAIN_USE_LOCAL_MACHINE_STORE
+                         : 0;
+    config.hExclusiveRoot = anchors;
     config.dwExclusiveFlags = CERT_CHAIN_EXCLUSIVE_ENABLE_CA_FLAG;
-    if (CertCreateCertificateChainEngine(&config, &t->engine)) {
-        return true;
+    if (!CertCreateCertificateChainEngine(&config, &made)) {
+        config.cbSize = offsetof(CERT_CHAIN_ENGINE_CONFIG, dwExclusiveFlags);
+        if (!CertCreateCertificateChainEngine(&config, &made)) {
+            return false;
+        }
     }
-    config.cbSize = offsetof(CERT_CHAIN_ENGINE_CONFIG, dwExclusiveFlags);
-    return CertCreateCertificateChainEngine(&config, &t->engine) != FALSE;
+    t->engine = made;
+    t->own_engine = true;
+    return true;
 }
 
 static DWORD chain_flags(const struct tw_verify_config *config)
@@ -419,6 +452,12 @@ static DWORD chain_flags(const struct tw_verify_config *config)
                  | CERT_CHAIN_DISABLE_AIA;
     } else {
         flags |= CERT_CHAIN_REVOCATION_ACCUMULATIVE_TIMEOUT;
+    }
+    if (config->flags & TW_VERIFY_CACHE_END_CERT) {
+        flags |= CERT_CHAIN_CACHE_END_CERT;
+    }
+    if (config->flags & TW_VERIFY_NO_ROOT_UPDATE) {
+        flags |= CERT_CHAIN_DISABLE_AUTH_ROOT_AUTO_UPDATE;
     }
     return flags;
 }
@@ -450,10 +489,10 @@ static bool build(struct trial *t)
 
 /* Builds and judges with the system's roots, or with these alone. */
 static enum tw_status attempt(struct trial *t, struct tw_cert *cert,
-                              struct tw_store *roots, struct tw_error *err)
+                              HCERTSTORE anchors, struct tw_error *err)
 {
     trial_reset(t);
-    if ((roots != NULL && !make_engine(t, roots)) || !build(t)) {
+    if ((anchors != NULL && !make_engine(t, anchors)) || !build(t)) {
         return tw_crypt32_fail(err, TW_E_TLS, GetLastError(),
                                "the verification could not run");
     }
@@ -464,6 +503,17 @@ static enum tw_status attempt(struct trial *t, struct tw_cert *cert,
     return TW_DONE;
 }
 
+/* A copy of the caller's store; true with *out NULL if there is none. */
+static bool copy_store(struct tw_store *from, HCERTSTORE *out)
+{
+    if (from == NULL) {
+        return true;
+    }
+    *out = tw_crypt32_memory_store();
+    return *out != NULL && tw_crypt32_store_pour(from, *out);
+}
+
+/* Everything of the caller's that the verification needs. */
 static bool gather(struct trial *t, struct tw_cert *cert)
 {
     const struct tw_verify_config *config = t->config;
@@ -473,7 +523,9 @@ static bool gather(struct trial *t, struct tw_cert *cert)
 
     t->extra = tw_crypt32_memory_store();
     good = t->extra != NULL
-           && tw_crypt32_store_pour(config->extra, t->extra);
+           && tw_crypt32_store_pour(config->extra, t->extra)
+           && copy_store(config->roots, &t->roots)
+           && copy_store(config->more_roots, &t->more_roots);
     while (good && cert->chain != NULL
            && (at = CertEnumCertificatesInStore(cert->chain, at)) != NULL) {
         good = tw_crypt32_put(t->extra, at);
@@ -544,39 +596,31 @@ enum tw_status tw_crypt32_cert_verify(struct tw_cert *cert,
 {
     struct trial t;
     enum tw_status st;
+    DWORD failure;
+    bool gathered;
 
     memset(out, 0, sizeof(*out));
     memset(&t, 0, sizeof(t));
     t.config = config;
     t.out = out;
-    t.rank = NO_RANK;
-    if (!gather(&t, cert)) {
-        st = tw_crypt32_fail(err, TW_E_TLS, GetLastError(),
+    gathered = gather(&t, cert);
+    failure = GetLastError();
+    if (config->gathered != NULL) {
+        config->gathered(config->gathered_arg);
+    }
+    if (!gathered) {
+        st = tw_crypt32_fail(err, TW_E_TLS, failure,
                              "the verification could not run");
     } else {
-        st = attempt(&t, cert, config->roots, err);
-        if (st == TW_DONE && config->roots == NULL
-            && config->more_roots != NULL && unknown_root(out->code)) {
-            st = attempt(&t, cert, config->more_roots, err);
+        st = attempt(&t, cert, t.roots, err);
+        if (st == TW_DONE && t.roots == NULL && t.more_roots != NULL
+            && unknown_root(out->code)) {
+            st = attempt(&t, cert, t.more_roots, err);
         }
     }
     if (st == TW_DONE) {
         st = chain_store(&t, cert, &out->chain, err);
     }
-    if (t.chain != NULL) {
-        CertFreeCertificateChain(t.chain);
-    }
-    if (t.engine != NULL) {
-        CertFreeCertificateChainEngine(t.engine);
-    }
-    if (t.roots != NULL) {
-        (void)CertCloseStore(t.roots, 0);
-    }
-    if (t.extra != NULL) {
-        (void)CertCloseStore(t.extra, 0);
-    }
-    if (t.leaf != NULL) {
-        (void)CertFreeCertificateContext(t.leaf);
-    }
+    trial_fini(&t);
     return st;
 }
