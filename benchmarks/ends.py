@@ -65,6 +65,14 @@ class Certificates:
         self.root_file.write_bytes(self.root)
         self.server_file.write_bytes(self.server)
 
+    @classmethod
+    def of(cls, folder: Path) -> Certificates:
+        """Those that another process made and keeps."""
+        made = cls.__new__(cls)
+        made.root_file, made.server_file = folder / "root.pem", folder / "server.pem"
+        made.root, made.server = made.root_file.read_bytes(), made.server_file.read_bytes()
+        return made
+
 
 class Ours:
     """twapi_tls, through its public names."""

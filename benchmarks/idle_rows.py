@@ -1,149 +1,117 @@
-"""Memory of an idle connection, at the server's side.
+"""Memory of an idle connection, at the server's side (idle_server.py).
 
-Ours is the session with its socket, the object that a channel stands on:
-what Python's own objects take (a channel's dictionary of 2 KiB, which malloc
-serves as well) is a note, not the row.
+On blocking sockets ours is the session with its socket, the object that a
+channel stands on: what Python's own objects take (a channel's dictionary of 2
+KiB, which malloc serves as well) is a note, not the row. On asyncio it is all
+that a connection makes the process keep: a channel with its handler against a
+transport with its protocol, counted in pages that are the process's own.
 """
 
 from __future__ import annotations
 
-import ctypes
-import gc
-import re
+import os
 import resource
 import socket
-import time
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from ends import Engine, Ours, Ssl, connected_pair
+from ends import Certificates, Kind, Ours
+from idle_server import HOST, WARM
 from measure import Row, quartiles
-from socket_rows import Partner
 
-from twapi_tls.sspi import make_session
+HERE = Path(__file__).resolve().parent
+MESSAGE = b"a message"
+NATIVE, DIRTY = 0, 1
 
 
-class _Mallinfo(ctypes.Structure):
-    _fields_ = [
-        (name, ctypes.c_size_t)
-        for name in (
-            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
-            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+class Servers:
+    """Starts servers, with clients of ours as the other ends."""
+
+    def __init__(self, certificates: Certificates, kind: Kind, connections: int) -> None:
+        self.arguments = (
+            *(os.fspath(certificates.server_file.parent), kind.version, kind.ciphers or ""),
+            str(connections),
         )
-    ]
+        self.client = Ours(certificates, kind)
+        self.connections = connections
+
+    def idle(self, engine: str) -> tuple[float, float]:
+        """(native bytes, private dirty bytes) per connection of that server."""
+        with subprocess.Popen(
+            [sys.executable, str(HERE / "idle_server.py"), engine, *self.arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as server:
+            assert server.stdin is not None and server.stdout is not None
+
+            def hear(out: Callable[[], str] = server.stdout.readline) -> str:
+                line = out()
+                if not line:
+                    raise RuntimeError(f"the benchmark's server {engine!r} failed")
+                return line
+
+            port = int(hear())
+            streams = []
+            for number in range(WARM + self.connections):
+                stream = self.client.client(socket.create_connection((HOST, port)))
+                stream.sendall(MESSAGE)
+                if stream.recv(64) != MESSAGE:
+                    raise RuntimeError(f"the benchmark's server {engine!r} does not answer")
+                streams.append(stream)
+                if number == WARM - 1:
+                    hear()
+            native, dirty = map(float, hear().split())
+            server.stdin.write("\n")
+            server.stdin.flush()
+            for stream in streams:
+                stream.close()
+        return native, dirty
 
 
-def _libc() -> Any:
-    libc = ctypes.CDLL(None)
-    if not hasattr(libc, "mallinfo2"):
-        raise OSError("this C library has no mallinfo2()")
-    libc.mallinfo2.restype = _Mallinfo
-    return libc
+def compare(row: Row, servers: Servers, ours: str, theirs: str, pairs: int, which: int) -> None:
+    """The ratio: how many of ours take what one of theirs takes."""
+    taken: dict[str, list[tuple[float, float]]] = {ours: [], theirs: []}
+    for _ in range(pairs):
+        for engine, figures in taken.items():
+            figures.append(servers.idle(engine))
+    mine, other = ([figures[which] for figures in each] for each in taken.values())
+    row.ours, row.theirs = quartiles(mine)[1], quartiles(other)[1]
+    row.low, row.ratio, row.high = quartiles([b / a for a, b in zip(mine, other, strict=True)])
+    row.pairs = pairs
+    row.notes = {
+        engine: dict(
+            zip(
+                ("native bytes", "private dirty bytes"),
+                (quartiles(list(column))[1] for column in zip(*figures, strict=True)),
+                strict=True,
+            )
+        )
+        for engine, figures in taken.items()
+    }
 
 
-def native_bytes(libc: Any) -> int:
-    """Bytes that malloc has handed out; Python's small objects lie elsewhere."""
-    info = libc.mallinfo2()
-    return int(info.uordblks + info.hblkhd)
-
-
-def private_dirty() -> int:
-    """Of the whole process, in bytes."""
-    text = Path("/proc/self/smaps_rollup").read_text()
-    found = re.search(r"Private_Dirty:\s+(\d+) kB", text)
-    return int(found[1]) * 1024 if found else 0
-
-
-class Bare:
-    """Our engine without the channel."""
-
-    name = "twapi_tls sessions"
-    would_block: tuple[type[BaseException], ...] = (BlockingIOError,)
-
-    def __init__(self, ours: Ours) -> None:
-        self.ours = ours
-
-    def client(self, sock: socket.socket) -> Any:
-        return self.ours.client(sock)
-
-    def server(self, sock: socket.socket) -> Any:
-        session = make_session("server", self.ours.server_credentials, ask_verdict=False)
-        session.attach(sock.detach())
-        session.handshake(None)
-        return session
-
-
-def idle(engine: Engine, client: Ours, connections: int) -> tuple[float, float]:
-    """(native bytes, private dirty bytes) per connection held by a server.
-
-    Each has carried a message both ways. The first fifty connections warm up
-    and are not counted.
-    """
-    warm = 50
-    pairs = [connected_pair() for _ in range(connections + warm)]
-
-    def server(say: Callable[[Any], None], hear: Callable[[], Any]) -> None:
-        libc = _libc()
-        ends: list[Any] = []
-        figures = []
-        for number, (one, other) in enumerate(pairs):
-            one.close()
-            if number in (warm, 0):
-                gc.collect()
-                libc.malloc_trim(0)
-                figures = [native_bytes(libc), private_dirty()]
-            end = engine.server(other)
-            getattr(end, "sendall", end.send)(end.recv(64))
-            ends.append(end)
-        gc.collect()
-        libc.malloc_trim(0)
-        say([native_bytes(libc) - figures[0], private_dirty() - figures[1]])
-        hear()
-
-    partner = Partner(server)
-    streams = []
-    for one, other in pairs:
-        other.close()
-        stream = client.client(one)
-        stream.sendall(b"a message")
-        stream.recv(64)
-        streams.append(stream)
-    native, dirty = partner.hear()
-    partner.say("done")
-    partner.end()
-    for stream in streams:
-        stream.close()
-    return native / connections, dirty / connections
-
-
-def rows(ours: Ours, peer: Ssl, quick: bool, wanted: Callable[[str], bool]) -> list[Row]:
-    """The row of this file, if it is wanted."""
-    row = Row("idle connection, native memory", "ssl sockets", "2.5 KiB asked", "bytes", None)
-    if not wanted(row.name):
-        return []
+def rows(
+    certificates: Certificates, kind: Kind, quick: bool, wanted: Callable[[str], bool]
+) -> list[Row]:
+    """The rows of this file that are wanted. Bars: what of the peer's was
+    measured, 14 and 288 KiB, to what is asked of us."""
     connections, pairs = (600, 3) if quick else (1000, 5)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    natives: list[list[float]] = [[], []]
-    dirty: list[list[float]] = [[], []]
-    for _ in range(pairs):
-        engines: tuple[Engine, Engine] = (Bare(ours), peer)
-        for at, engine in enumerate(engines):
-            native, private = idle(engine, ours, connections)
-            natives[at].append(native)
-            dirty[at].append(private)
-    row.ours, row.theirs = quartiles(natives[0])[1], quartiles(natives[1])[1]
-    ratios = [b / a for a, b in zip(natives[0], natives[1], strict=True)]
-    row.low, row.ratio, row.high = quartiles(ratios)
-    row.pairs = pairs
-    row.bar = 14.0 / 2.5  # of 14 KiB to 2.5 KiB
-    row.notes = {
-        "private dirty bytes": {
-            "our sessions": quartiles(dirty[0])[1],
-            "our channels": idle(ours, ours, connections)[1],
-            "ssl": quartiles(dirty[1])[1],
-        },
-        "when": time.strftime("%Y-%m-%d"),
-    }
-    return [row]
+    servers = Servers(certificates, kind, connections)
+    done = []
+    row = Row("idle connection, native memory", "ssl sockets", "2.5 KiB asked", "bytes", 14 / 2.5)
+    if wanted(row.name):
+        compare(row, servers, "sessions", "ssl", pairs, NATIVE)
+        row.notes["channels"] = dict(
+            zip(("native bytes", "private dirty bytes"), servers.idle("channels"), strict=True)
+        )
+        done.append(row)
+    row = Row("idle connection on asyncio", "asyncio ssl", "12 KiB asked", "bytes", 288 / 12)
+    if wanted(row.name):
+        compare(row, servers, "asyncio", "asyncio ssl", pairs, DIRTY)
+        done.append(row)
+    return done

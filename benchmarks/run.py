@@ -148,7 +148,7 @@ def main(arguments: Sequence[str]) -> int:
     if not options.tls12:
         rows += capi_rows.rows(certificates.server, certificates.root, BUILD, options.quick, wanted)
     if sys.platform == "linux":
-        rows += idle_rows.rows(ours, peer, options.quick, wanted)
+        rows += idle_rows.rows(certificates, kind, options.quick, wanted)
     about = {
         "engine": twapi_tls.engine.version,
         "suite": suite,
