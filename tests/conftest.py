@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 from certs import Identity, Pki, make_pki
 from hypothesis import settings
-from platforms import NOT_HERE, skip_reason
+from platforms import NOT_HERE, WINDOWS, WINE, skip_reason
+from windows_native import unchanged
+
+import twapi_tls as tls
 
 # What the interpreter and its libraries open once and keep.
 _HARMLESS = ("/dev/urandom", "/dev/random", "/dev/null")
@@ -26,6 +29,11 @@ settings.load_profile("twapi_tls")
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "keeps_fds: the test leaves descriptors open on purpose")
+    if WINDOWS:
+        # Its own test asks for it (pytest.warns); elsewhere it would hide what a test is about.
+        config.addinivalue_line(
+            "filterwarnings", "ignore:Windows does not find the intermediate:RuntimeWarning"
+        )
 
 
 collect_ignore = list(NOT_HERE)
@@ -42,10 +50,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=reason))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_intermediates_left() -> Iterator[None]:
+    """The user's store of intermediates is afterwards as it was."""
+    if not WINDOWS:
+        yield
+        return
+    with unchanged("CA"):
+        yield
+
+
 @pytest.fixture(scope="session")
-def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
+def pki(tmp_path_factory: pytest.TempPathFactory, no_intermediates_left: None) -> Pki:
     """A root, an intermediate, and certificates good and bad; see certs.py."""
-    return make_pki(tmp_path_factory.mktemp("pki"))
+    made = make_pki(tmp_path_factory.mktemp("pki"))
+    if WINDOWS and not WINE:
+        # Schannel sends the intermediates that Windows finds.
+        with tls.cert_system_store_open("CA") as store:
+            tls.cert_store_add_certificate(store, tls.cert_import(made.intermediate.read_bytes()))
+    return made
 
 
 @pytest.fixture(scope="session", params=["p256", "rsa2048"])

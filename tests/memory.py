@@ -21,7 +21,8 @@ def roots(*certs: Minted) -> Store:
 
 
 def server(*certs: Minted, **options: Any) -> Credentials:
-    """A server's credentials."""
+    """A server's credentials; Schannel finds their intermediates as well."""
+    options.setdefault("install_intermediates", True)
     return tls.sspi_acquire_credentials(
         "unisp", "server", tls.sspi_schannel_credentials(store_with(*certs), **options)
     )

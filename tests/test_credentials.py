@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 import weakref
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from memory import (
 )
 from mint import CLIENT_AUTH, DAY, authority, mint
 from platforms import WINE
+from windows_native import contents, forget
 
 import twapi_tls as tls
 from twapi_tls import Credentials, SspiContext, TLSError
@@ -237,15 +239,59 @@ def test_intermediates_go_along(world: World, version: str) -> None:
         (leaf, tls.cert_temporary_store(pem=world.middle.pem + world.root.pem)),
     ):
         theirs = tls.sspi_acquire_credentials(
-            "tls", "server", tls.sspi_schannel_credentials(store, chain=chain)
+            "tls",
+            "server",
+            tls.sspi_schannel_credentials(store, chain=chain, install_intermediates=True),
         )
         with connect(client(world.root, protocols=version), theirs) as connection:
             sent = [cert.der() for cert in tls.sspi_remote_cert(connection.client).chain()]
             assert sent == [world.server.der, world.middle.der]
+    stranger = mint("server", authority("Elsewhere", world.root), names=["localhost"])
+    leaf = tls.cert_temporary_store(pem=stranger.key_pem() + stranger.pem)
     bare = tls.sspi_acquire_credentials("tls", "server", tls.sspi_schannel_credentials(leaf))
     with pytest.raises(TLSError) as caught:
         connect(client(world.root, protocols=version), bare)
     assert caught.value.name == "SEC_E_UNTRUSTED_ROOT"
+
+
+def test_intermediates_that_an_engine_would_leave_out() -> None:
+    """Schannel sends what Windows finds: a warning, or into its store; OpenSSL sends all."""
+    middle = authority("Some intermediate", authority("Some root"))
+    cert = mint("server", middle, names=["localhost"])
+    root = middle.path[-1]
+    came_along = tls.cert_temporary_store(pem=cert.combined + root.pem)
+    apart = tls.cert_temporary_store(pem=cert.key_pem() + cert.pem)
+    chain = tls.cert_temporary_store(pem=middle.pem + root.pem)
+    for role in ("server", "client"):
+        for store, more in ((came_along, None), (apart, chain)):
+            config = tls.sspi_schannel_credentials(store, chain=more)
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                tls.sspi_acquire_credentials("tls", role, config).free()
+            if tls.engine.name == "openssl":
+                assert caught == []
+                continue
+            (warning,) = caught
+            assert warning.category is RuntimeWarning
+            assert warning.filename == __file__
+            text = str(warning.message)
+            assert "Some intermediate" in text and "Some root" not in text
+            assert "install_intermediates=True" in text
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        alone = tls.sspi_schannel_credentials(apart)  # nothing came with it
+        tls.sspi_acquire_credentials("tls", "server", alone).free()
+        # Afterwards Windows finds it. Wine's chain engine reads its stores once.
+        for again in (True,) if WINE else (True, False):
+            config = tls.sspi_schannel_credentials(came_along, install_intermediates=again)
+            tls.sspi_acquire_credentials("tls", "server", config).free()
+    if tls.engine.name == "schannel":
+        installed = contents("CA")
+        assert middle.der in installed
+        assert root.der not in installed and cert.der not in installed
+        assert forget("CA", middle.der)
+    with pytest.raises(TypeError, match="install_intermediates"):
+        tls.sspi_schannel_credentials(install_intermediates="yes")  # type: ignore[arg-type]
 
 
 @VERSIONS

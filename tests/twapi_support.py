@@ -74,6 +74,8 @@ def client_credentials(pki: Pki, identity: Identity | None = None, **options: An
 
 
 def server_credentials(identity: Identity, **options: Any) -> Any:
+    """A server's; Schannel finds the intermediate as well."""
+    options.setdefault("install_intermediates", True)
     return tls.sspi_acquire_credentials(
         package="unisp",
         role="server",

@@ -124,6 +124,7 @@ class Credentials:
         resume: bool = True,
         default_client_cert: bool = False,
         chooses: bool = False,
+        install_chain: bool = False,
     ) -> None: ...
     @property
     def role(self) -> str: ...

@@ -692,6 +692,25 @@ def cert_tls_verify(
     return RESULTS.get(result, f"0x{result & 0xFFFFFFFF:08x}")
 
 
+def issuers_not_found(cert: Certificate, chain: Store | None) -> list[_native.Certificate]:
+    """The intermediates that came with ``cert``, or are in ``chain``, and that
+    the system does not find by itself: an engine that sends what the system
+    finds leaves them out."""
+    came_with_it = joined(cert.native.chain(), None if chain is None else chain.native)
+    if len(came_with_it) < 2:
+        return []
+    usage = _native.IGNORE["usage"]
+    whole = cert.native.verify(extra=came_with_it, ignore=usage)[3]
+    found = _native.Certificate.from_der(cert.der()).verify(ignore=usage)[3]
+    known = set() if found is None else {found[at].der() for at in range(len(found))}
+    path = [] if whole is None else [whole[at] for at in range(1, len(whole))]
+    return [
+        issuer
+        for issuer in path
+        if issuer.name("subject_rdn") != issuer.name("issuer_rdn") and issuer.der() not in known
+    ]
+
+
 def joined(first: _native.Store, second: _native.Store | None) -> _native.Store:
     """One store with what two hold; CRLs come along where there is one."""
     if second is None:

@@ -7,12 +7,13 @@ of the peer in, bytes for the peer out. Source: TWAPI's sspi.tcl.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 
 from . import _native
 from ._native import TLSError
-from .certs import Certificate, Revocation, Store
+from .certs import Certificate, Revocation, Store, issuers_not_found
 from .names import a_label
 from .options import check_flag, check_seconds, expect
 from .verify import Policy, default_verdict
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 PACKAGE: Final = "Microsoft Unified Security Protocol Provider"
 _PACKAGES: Final = {"unisp", "schannel", "tls", "ssl", PACKAGE.lower()}
 _PROTOCOLS: Final = {"tls1.2": _native.TLS1_2, "tls1.3": _native.TLS1_3}
+# Schannel builds the path that it sends from the system's stores.
+_SENDS_WHAT_IS_FOUND: Final = _native.engine()[0] == "schannel"
 _OLD: Final = ("ssl2", "ssl3", "tls1", "tls1.0", "tls1.1")
 _REVOCATION: Final[dict[str, Revocation]] = {
     "none": "none",
@@ -71,6 +74,7 @@ class CredentialsConfig(NamedTuple):
     alpn: tuple[bytes, ...] = ()
     chain: Store | None = None
     clientcertificate: CertificateChooser | None = None
+    install_intermediates: bool = False
     policy: Policy = Policy()
 
 
@@ -153,6 +157,7 @@ def sspi_schannel_credentials(
     fetchrevocation: bool = False,
     fetchtimeout: float = 15.0,
     clientcertificate: CertificateChooser | None = None,
+    install_intermediates: bool = False,
 ) -> CredentialsConfig:
     """A description of credentials, checked; ``sspi_acquire_credentials`` takes it.
 
@@ -173,6 +178,11 @@ def sspi_schannel_credentials(
     clientcertificate: ``chooser(context, issuers) -> Credentials | None``,
     called when a server asks for a certificate; issuers are DER names. A
     session in which it was asked is not resumed, so that it is asked again.
+    install_intermediates: Schannel sends the issuers that Windows finds, not
+    those in memory: put what came with the certificates, and ``chain``, into
+    the user's store of intermediates ("CA"), where they stay. Without it
+    acquiring warns (RuntimeWarning) of those that would be left out. OpenSSL
+    sends them from memory and has nothing to do.
 
     TypeError and ValueError for what cannot be honoured.
     """
@@ -184,6 +194,7 @@ def sspi_schannel_credentials(
         "validateservercert": validateservercert,
         "commonname": commonname,
         "fetchrevocation": fetchrevocation,
+        "install_intermediates": install_intermediates,
     }
     for name, flag in flags.items():
         check_flag(name, flag)
@@ -240,6 +251,7 @@ def sspi_schannel_credentials(
         alpn=check_alpn(alpn),
         chain=None if chain is None else Store(chain.native),
         clientcertificate=clientcertificate,
+        install_intermediates=bool(install_intermediates),
         policy=Policy(
             roots=None if rootstore is None else rootstore.native,
             revocation=_REVOCATION[revocationcheck],
@@ -329,8 +341,26 @@ def sspi_acquire_credentials(
         resume=config.resume,
         default_client_cert=config.usedefaultclientcert,
         chooses=config.clientcertificate is not None,
+        install_chain=config.install_intermediates,
     )
+    if _SENDS_WHAT_IS_FOUND and not config.install_intermediates:
+        _warn_of_missing_issuers(config)
     return Credentials(native, config, side)
+
+
+def _warn_of_missing_issuers(config: CredentialsConfig) -> None:
+    for cert in config.certificates:
+        missing = issuers_not_found(cert, config.chain)
+        if missing:
+            names = ", ".join(repr(issuer.name("subject_rdn")) for issuer in missing)
+            warnings.warn(
+                f"Windows does not find the intermediate {names} by itself, so that Schannel "
+                f"sends {cert.native.name('subject_rdn')!r} without it and peers may refuse the "
+                "certificate: give install_intermediates=True to sspi_schannel_credentials, or "
+                "add the intermediate to the system store CA",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
 
 def sspi_free_credentials(credentials: Credentials) -> None:

@@ -204,6 +204,23 @@ static struct tw_cert **with_keys(struct tw_store *store, size_t *count)
     return list;
 }
 
+#define CREDENTIAL_FLAGS \
+    (TWAPI_TLS_NO_RESUME | TWAPI_TLS_INSTALL_INTERMEDIATES)
+
+/* The flags by the names of the floors below. */
+static uint32_t credential_flags(uint32_t given)
+{
+    uint32_t flags = 0;
+
+    if ((given & TWAPI_TLS_NO_RESUME) != 0) {
+        flags |= TW_CRED_NO_RESUME;
+    }
+    if ((given & TWAPI_TLS_INSTALL_INTERMEDIATES) != 0) {
+        flags |= TW_CRED_INSTALL_CHAIN;
+    }
+    return flags;
+}
+
 static int api_credentials_new(
     const struct twapi_tls_credentials_config *given,
     struct twapi_tls_credentials **out, struct twapi_tls_error *error)
@@ -228,7 +245,7 @@ static int api_credentials_new(
     if (config.role != TWAPI_TLS_CLIENT && config.role != TWAPI_TLS_SERVER) {
         return report_argument(error, "role must be client or server");
     }
-    if ((config.flags & ~(uint32_t)TWAPI_TLS_NO_RESUME) != 0) {
+    if ((config.flags & ~CREDENTIAL_FLAGS) != 0) {
         return report_argument(error, "unknown flags");
     }
     if ((config.protocols & ~(TWAPI_TLS_V1_2 | TWAPI_TLS_V1_3)) != 0) {
@@ -244,9 +261,7 @@ static int api_credentials_new(
     memset(&inner, 0, sizeof(inner));
     inner.role = (enum tw_role)config.role;
     inner.protocols = config.protocols;
-    inner.flags = (config.flags & TWAPI_TLS_NO_RESUME) != 0
-                      ? TW_CRED_NO_RESUME
-                      : 0;
+    inner.flags = credential_flags(config.flags);
     if (config.roots != NULL) {
         st = read_store(config.roots, config.roots_len, false, NULL,
                         &c->roots, &err);

@@ -41,6 +41,7 @@ enum {
     C_RESUME,
     C_DEFAULT_CERT,
     C_CHOOSES,
+    C_INSTALL_CHAIN,
     C_COUNT
 };
 
@@ -88,6 +89,7 @@ static int parse_numbers(struct tw_credentials_config *config,
 {
     int64_t protocols = 0, min_bits = 0, max_bits = 0, lifespan = 0;
     bool resume = true, default_cert = false, chooses = false;
+    bool install = false;
 
     if (tw_arg_int(given[C_PROTOCOLS], "protocols", 0, UINT32_MAX,
                    &protocols) < 0 ||
@@ -99,7 +101,8 @@ static int parse_numbers(struct tw_credentials_config *config,
                    &lifespan) < 0 ||
         tw_arg_bool(given[C_RESUME], &resume) < 0 ||
         tw_arg_bool(given[C_DEFAULT_CERT], &default_cert) < 0 ||
-        tw_arg_bool(given[C_CHOOSES], &chooses) < 0) {
+        tw_arg_bool(given[C_CHOOSES], &chooses) < 0 ||
+        tw_arg_bool(given[C_INSTALL_CHAIN], &install) < 0) {
         return -1;
     }
     config->protocols = (uint32_t)protocols;
@@ -108,7 +111,8 @@ static int parse_numbers(struct tw_credentials_config *config,
     config->session_lifespan = (int32_t)lifespan;
     config->flags = (resume ? 0 : TW_CRED_NO_RESUME) |
                     (default_cert ? TW_CRED_DEFAULT_CLIENT_CERT : 0) |
-                    (chooses ? TW_CRED_CHOOSES : 0);
+                    (chooses ? TW_CRED_CHOOSES : 0) |
+                    (install ? TW_CRED_INSTALL_CHAIN : 0);
     return 0;
 }
 
@@ -165,17 +169,18 @@ static PyObject *credentials_tp_new(PyTypeObject *type, PyObject *args,
                             "max_bits",    "ciphers",
                             "session_lifespan", "resume",
                             "default_client_cert", "chooses",
-                            NULL};
+                            "install_chain", NULL};
     PyObject *given[C_COUNT] = {NULL};
     PyObject *self = NULL;
     struct making m;
 
     if (!PyArg_ParseTupleAndKeywords(
-            args, kwargs, "O|$OOOOOOOOOOO:Credentials", names,
+            args, kwargs, "O|$OOOOOOOOOOOO:Credentials", names,
             &given[C_ROLE], &given[C_CERTIFICATES], &given[C_CHAIN],
             &given[C_ROOTS], &given[C_PROTOCOLS], &given[C_MIN_BITS],
             &given[C_MAX_BITS], &given[C_CIPHERS], &given[C_LIFESPAN],
-            &given[C_RESUME], &given[C_DEFAULT_CERT], &given[C_CHOOSES])) {
+            &given[C_RESUME], &given[C_DEFAULT_CERT], &given[C_CHOOSES],
+            &given[C_INSTALL_CHAIN])) {
         return NULL;
     }
     memset(&m, 0, sizeof(m));
@@ -213,7 +218,7 @@ PyDoc_STRVAR(credentials_doc,
 "Credentials(role, *, certificates=(), chain=None, roots=None,\n"
 "    protocols=0, min_bits=0, max_bits=0, ciphers=None,\n"
 "    session_lifespan=0, resume=True, default_client_cert=False,\n"
-"    chooses=False)\n\n"
+"    chooses=False, install_chain=False)\n\n"
 "What a side shows and accepts; shared by any number of sessions. role:\n"
 "\"client\" or \"server\". certificates: with private keys; a server\n"
 "answers with the one that names the host asked for, else the first.\n"
@@ -221,9 +226,10 @@ PyDoc_STRVAR(credentials_doc,
 "for. protocols: TLS1_2 | TLS1_3, 0 for the engine's choice. Strengths in\n"
 "bits, session_lifespan in seconds, 0 for the engine's choice. ciphers: a\n"
 "TLS 1.2 cipher list. chooses: a client that picks a certificate for each\n"
-"request; sessions in which one was asked for are not resumed. ValueError\n"
-"for a server without a certificate;\n"
-"TLSError if the engine does not take them.");
+"request; sessions in which one was asked for are not resumed.\n"
+"install_chain: intermediates go into the user's store, for an engine that\n"
+"sends none but the system's. ValueError for a server without a\n"
+"certificate; TLSError if the engine does not take them.");
 
 static PyType_Slot credentials_slots[] = {
     {Py_tp_doc, (void *)credentials_doc},

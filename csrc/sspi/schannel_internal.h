@@ -103,9 +103,9 @@ const char *tw_crypt32_key_trouble(struct tw_cert *cert);
 
 /* store_crypt32.c */
 
-/* Puts the issuers of cert that came with it, and those of more (may be
+/* Puts the intermediates that came with cert, and those of more (may be
    NULL), into the user's CA store, so that Schannel finds and sends
-   them. */
+   them. They stay there. */
 enum tw_status tw_crypt32_install_chain(struct tw_cert *cert,
                                         struct tw_store *more,
                                         struct tw_error *err);

@@ -311,25 +311,44 @@ bool tw_crypt32_store_pour(struct tw_store *from, HCERTSTORE into)
     return good;
 }
 
+/* One that signed itself is an anchor or nothing; it is not sent along. */
+static bool is_intermediate(PCCERT_CONTEXT cert)
+{
+    return !CertCompareCertificateName(X509_ASN_ENCODING,
+                                       &cert->pCertInfo->Subject,
+                                       &cert->pCertInfo->Issuer);
+}
+
 enum tw_status tw_crypt32_install_chain(struct tw_cert *cert,
                                         struct tw_store *more,
                                         struct tw_error *err)
 {
+    HCERTSTORE issuers = tw_crypt32_memory_store();
     HCERTSTORE into = open_existing(L"CA", false);
     PCCERT_CONTEXT at = NULL;
-    bool good = into != NULL;
+    bool good = issuers != NULL && into != NULL
+                && tw_crypt32_store_pour(more, issuers);
 
     while (good && cert->chain != NULL
            && (at = CertEnumCertificatesInStore(cert->chain, at)) != NULL) {
-        good = tw_crypt32_same(at, cert->ctx) || tw_crypt32_put(into, at);
-        if (!good) {
-            (void)CertFreeCertificateContext(at);
-        }
+        good = tw_crypt32_same(at, cert->ctx) || tw_crypt32_put(issuers, at);
     }
-    good = good && tw_crypt32_store_pour(more, into);
+    if (!good && at != NULL) {
+        (void)CertFreeCertificateContext(at);
+        at = NULL;
+    }
+    while (good && (at = CertEnumCertificatesInStore(issuers, at)) != NULL) {
+        good = !is_intermediate(at) || tw_crypt32_put(into, at);
+    }
     if (!good) {
         (void)tw_crypt32_fail(err, TW_E_OS, GetLastError(),
                               "installing the intermediate certificates");
+    }
+    if (at != NULL) {
+        (void)CertFreeCertificateContext(at);
+    }
+    if (issuers != NULL) {
+        (void)CertCloseStore(issuers, 0);
     }
     if (into != NULL) {
         (void)CertCloseStore(into, 0);

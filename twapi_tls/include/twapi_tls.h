@@ -87,6 +87,9 @@ struct twapi_tls_error {
 
 /* twapi_tls_credentials_config.flags */
 #define TWAPI_TLS_NO_RESUME 0x1u /* neither offers nor accepts tickets */
+#define TWAPI_TLS_INSTALL_INTERMEDIATES 0x2u /* into the user's CA store, as
+                                                Schannel sends what Windows
+                                                finds; else nothing to do */
 
 /* Zero it, set size to sizeof, fill in what is needed. All is copied. */
 struct twapi_tls_credentials_config {
