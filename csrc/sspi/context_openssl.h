@@ -226,11 +226,12 @@ uint8_t *tw_octx_reseal_input(struct tw_octx *c, const uint8_t *p,
 /* Our own KeyUpdate, and the keys behind it (RFC 8446, 4.6.3). */
 bool tw_octx_send_update(struct tw_octx *c);
 /*
- * Opens the record p[0..span) into dst, which has room for all its content;
- * dst may be where that lies. *n: bytes of data.
+ * Opens the record p[0..span) into dst[0..room), room enough for all its
+ * content; dst may be where that lies. *n: bytes of data.
  */
 SECURITY_STATUS tw_octx_engine_open(struct tw_octx *c, const uint8_t *p,
-                                    size_t span, uint8_t *dst, size_t *n);
+                                    size_t span, uint8_t *dst, size_t room,
+                                    size_t *n);
 /* The end of a TLS 1.2 renegotiation: other facts, and fresh keys for the
    engine. */
 SECURITY_STATUS tw_octx_renew(struct tw_octx *c);

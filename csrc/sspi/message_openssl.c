@@ -134,7 +134,7 @@ static SECURITY_STATUS record_open(struct tw_octx *c, uint8_t *p,
         if (span >= c->records->header) {
             *at = c->records->header;
         }
-        return tw_octx_engine_open(c, p, span, p + *at, n);
+        return tw_octx_engine_open(c, p, span, p + *at, span - *at, n);
     }
     return object_open(c, p, span, p + TW_HEADER,
                        span > TW_HEADER ? span - TW_HEADER : 0, n);
@@ -361,7 +361,7 @@ SECURITY_STATUS tw_octx_open(CtxtHandle *ctx, const uint8_t *src,
         }
         st = c->records
                  ? tw_octx_engine_open(c, src + *used, span, dst + *made,
-                                       &n)
+                                       room - *made, &n)
                  : object_open(c, src + *used, span, dst + *made, most, &n);
         *used += span;
         *made += n;

@@ -2,10 +2,16 @@
  * Records sealed and opened over EVP.
  *
  * Theory of operation. A direction (struct tw_half) is a key, a static IV
- * and a sequence number. Sealing and opening are five EVP calls: nonce,
- * additional data, content, the inner type (TLS 1.3), tag. No byte is moved
- * that EVP does not move anyway: content goes from the caller's memory into
- * the record and back.
+ * and a sequence number. Sealing is five EVP calls, opening four: nonce (and
+ * the tag that is expected), additional data, content with the inner type
+ * (TLS 1.3), final, tag. No byte is moved that EVP does not move anyway:
+ * content goes from the caller's memory into the record and back.
+ *
+ * A small record is bound by what EVP does around the cipher, most of it in
+ * EVP_EncryptInit_ex2: for a nonce alone it asks the provider for lengths.
+ * libcrypto's AES-GCM takes a whole nonce as a parameter too, which costs a
+ * third. That this does the same here, prove() holds against the plain way
+ * before the first record; else nonces are set the plain way.
  *
  * What is authenticated is looked at, and nothing before it is: the checks
  * on the header (type, version, length) come first, since they need no key;
@@ -49,6 +55,7 @@
 
 static CRYPTO_ONCE once = CRYPTO_ONCE_STATIC_INIT;
 static EVP_CIPHER *ciphers[4]; /* by enum tw_aead */
+static bool quick[4];          /* its nonce can be set as a parameter */
 static EVP_KDF *hkdf, *prf;
 static bool usable;
 
@@ -372,24 +379,60 @@ static void sequence_nonce(const struct tw_half *half, uint8_t nonce[12])
     }
 }
 
-/* Keys the context if need be and sets the nonce. */
+/* Sets the nonce of a keyed context, and with a tag the one that opening
+   expects. */
+static bool set_nonce(enum tw_aead aead, EVP_CIPHER_CTX *ctx,
+                      uint8_t nonce[12], uint8_t *tag)
+{
+    /* as EVP_CTRL_GCM_SET_IV_FIXED with length -1: "the whole IV" */
+    OSSL_PARAM params[3] = {
+        OSSL_PARAM_octet_string(OSSL_CIPHER_PARAM_AEAD_TLS1_IV_FIXED, nonce,
+                                (size_t)-1),
+        OSSL_PARAM_END, OSSL_PARAM_END,
+    };
+    const OSSL_PARAM expected = OSSL_PARAM_octet_string(
+        OSSL_CIPHER_PARAM_AEAD_TAG, tag, TAG);
+
+    if (quick[aead]) {
+        if (tag != NULL) {
+            params[1] = expected;
+        }
+        return EVP_CIPHER_CTX_set_params(ctx, params) == 1;
+    }
+    params[0] = expected;
+    return tag == NULL
+               ? EVP_EncryptInit_ex2(ctx, NULL, NULL, nonce, NULL) == 1
+               : EVP_DecryptInit_ex2(ctx, NULL, NULL, nonce, NULL) == 1
+                     && EVP_CIPHER_CTX_set_params(ctx, params) == 1;
+}
+
+/* The same for half, whose context is keyed if need be. */
 static bool begin(enum tw_aead aead, struct tw_half *half,
-                  const uint8_t nonce[12], int seal)
+                  uint8_t nonce[12], uint8_t *tag)
 {
     half->recent = true;
     if (half->ctx) {
-        return seal ? EVP_EncryptInit_ex2(half->ctx, NULL, NULL, nonce, NULL)
-                    : EVP_DecryptInit_ex2(half->ctx, NULL, NULL, nonce,
-                                          NULL);
+        return set_nonce(aead, half->ctx, nonce, tag);
     }
     half->ctx = take_context(half);
     if (half->ctx
         && EVP_CipherInit_ex2(half->ctx, ciphers[aead], half->key, nonce,
-                              seal, NULL)) {
+                              tag == NULL, NULL)
+        && set_nonce(aead, half->ctx, nonce, tag)) {
         return true;
     }
     give_up_held(half);
     return false;
+}
+
+static bool get_tag(EVP_CIPHER_CTX *ctx, uint8_t *tag)
+{
+    OSSL_PARAM params[2] = {
+        OSSL_PARAM_octet_string(OSSL_CIPHER_PARAM_AEAD_TAG, tag, TAG),
+        OSSL_PARAM_END,
+    };
+
+    return EVP_CIPHER_CTX_get_params(ctx, params) == 1;
 }
 
 /* RFC 5246, 6.2.3.3: seq_num, type, version, length of the content. */
@@ -432,7 +475,7 @@ size_t tw_half_seal(const struct tw_records *like, struct tw_half *half,
         ad_len = additional12(half, dst, len, ad);
     }
     hold(half);
-    if (!begin(like->aead, half, nonce, 1)
+    if (!begin(like->aead, half, nonce, NULL)
         || !EVP_EncryptUpdate(half->ctx, NULL, &n, tls13 ? dst : ad,
                               (int)ad_len)) {
         goto failed;
@@ -462,8 +505,7 @@ size_t tw_half_seal(const struct tw_records *like, struct tw_half *half,
         }
     }
     if (!EVP_EncryptFinal_ex(half->ctx, tail, &n)
-        || !EVP_CIPHER_CTX_ctrl(half->ctx, EVP_CTRL_AEAD_GET_TAG, TAG,
-                                tail)) {
+        || !get_tag(half->ctx, tail)) {
         goto failed;
     }
     let_go(half);
@@ -522,14 +564,37 @@ static enum tw_fault judge_header(const struct tw_records *like,
                : TW_FAULT_NONE;
 }
 
-/* Tag set, additional data, content: into dst, and in TLS 1.3 the last
-   byte of the inner plaintext into *last. */
+/* Content and, in TLS 1.3, the byte behind it, the last of the inner
+   plaintext: into *last. With room for it one call does both, and dst gets
+   back what was there. */
+static bool update(const struct tw_records *like, struct tw_half *half,
+                   const uint8_t *in, size_t content, uint8_t *dst,
+                   size_t room, uint8_t *last)
+{
+    int n = 0;
+
+    if (like->tls13 && room > content) {
+        uint8_t before = dst[content];
+        bool good = EVP_DecryptUpdate(half->ctx, dst, &n, in,
+                                      (int)content + 1) == 1;
+
+        *last = dst[content];
+        dst[content] = before;
+        return good;
+    }
+    return (content == 0
+            || EVP_DecryptUpdate(half->ctx, dst, &n, in, (int)content))
+           && (!like->tls13
+               || EVP_DecryptUpdate(half->ctx, last, &n, in + content, 1));
+}
+
+/* Nonce and tag, additional data, content: into dst, and in TLS 1.3 the
+   last byte of the inner plaintext into *last. */
 static bool decipher(const struct tw_records *like, struct tw_half *half,
                      const uint8_t *rec, size_t content, size_t span,
-                     uint8_t *dst, uint8_t *last)
+                     uint8_t *dst, size_t room, uint8_t *last)
 {
-    const uint8_t *in = rec + like->header;
-    uint8_t nonce[12], ad[13], ending[1];
+    uint8_t nonce[12], ad[13], tag[TAG], ending[1];
     size_t ad_len = HEADER;
     int n = 0;
 
@@ -542,28 +607,19 @@ static bool decipher(const struct tw_records *like, struct tw_half *half,
     if (!like->tls13) {
         ad_len = additional12(half, rec, content, ad);
     }
-    if (!begin(like->aead, half, nonce, 0)
-        || !EVP_CIPHER_CTX_ctrl(half->ctx, EVP_CTRL_AEAD_SET_TAG, TAG,
-                                (void *)(uintptr_t)(rec + span - TAG))
-        || !EVP_DecryptUpdate(half->ctx, NULL, &n,
-                              like->tls13 ? rec : ad, (int)ad_len)) {
-        return false;
-    }
-    if (content > 0
-        && !EVP_DecryptUpdate(half->ctx, dst, &n, in, (int)content)) {
-        return false;
-    }
-    if (like->tls13
-        && !EVP_DecryptUpdate(half->ctx, last, &n, in + content, 1)) {
-        return false;
-    }
-    return EVP_DecryptFinal_ex(half->ctx, ending, &n) == 1;
+    memcpy(tag, rec + span - TAG, TAG);
+    return begin(like->aead, half, nonce, tag)
+           && EVP_DecryptUpdate(half->ctx, NULL, &n,
+                                like->tls13 ? rec : ad, (int)ad_len)
+           && update(like, half, rec + like->header, content, dst, room,
+                     last)
+           && EVP_DecryptFinal_ex(half->ctx, ending, &n) == 1;
 }
 
 enum tw_fault tw_half_open(const struct tw_records *like,
                            struct tw_half *half, const uint8_t *rec,
-                           size_t span, uint8_t *dst, size_t *n,
-                           uint8_t *type)
+                           size_t span, uint8_t *dst, size_t room,
+                           size_t *n, uint8_t *type)
 {
     enum tw_fault fault;
     size_t content;
@@ -582,7 +638,7 @@ enum tw_fault tw_half_open(const struct tw_records *like,
     content = span - like->header - like->tail;
     *type = rec[0];
     hold(half);
-    if (!decipher(like, half, rec, content, span, dst, &last)) {
+    if (!decipher(like, half, rec, content, span, dst, room, &last)) {
         fault = TW_FAULT_MAC;
     }
     let_go(half);
@@ -618,10 +674,10 @@ enum tw_fault tw_half_open(const struct tw_records *like,
 }
 
 enum tw_fault tw_records_open(struct tw_records *r, const uint8_t *rec,
-                              size_t span, uint8_t *dst, size_t *n,
-                              uint8_t *type)
+                              size_t span, uint8_t *dst, size_t room,
+                              size_t *n, uint8_t *type)
 {
-    return tw_half_open(r, &r->read, rec, span, dst, n, type);
+    return tw_half_open(r, &r->read, rec, span, dst, room, n, type);
 }
 
 /* ----------------------------------------------------------- self-test */
@@ -678,7 +734,8 @@ static bool there_and_back(enum tw_aead aead, bool tls13)
             record[span - 1] ^= 1;
         }
         good = span == (size_t)a.header + 3 + a.tail
-               && (tw_records_open(&b, record, span, back, &n, &type)
+               && (tw_records_open(&b, record, span, back, sizeof(back),
+                                   &n, &type)
                    == TW_FAULT_NONE)
                       == (i < 2)
                && (i == 2 || (n == 3 && type == TYPE_DATA
@@ -686,6 +743,38 @@ static bool there_and_back(enum tw_aead aead, bool tls13)
     }
     tw_records_fini(&a);
     tw_records_fini(&b);
+    return good;
+}
+
+/* Does a nonce as a parameter seal as one given to EVP_EncryptInit_ex2,
+   again and again under one key, and is there no going on without? */
+static bool quick_nonce(EVP_CIPHER *cipher, enum tw_aead aead)
+{
+    static const uint8_t key[32] = {4, 5, 6};
+    uint8_t nonce[12] = {7, 8, 9}, made[2][3 + TAG], idle[16] = {0};
+    EVP_CIPHER_CTX *ctx[2] = {EVP_CIPHER_CTX_new(), EVP_CIPHER_CTX_new()};
+    bool good = true;
+    int n;
+
+    for (int i = 0; i < 2; i++) {
+        good = good && ctx[i]
+               && EVP_EncryptInit_ex2(ctx[i], cipher, key, nonce, NULL) == 1;
+    }
+    for (int round = 0; good && round < 3; round++) {
+        nonce[11] = (uint8_t)round;
+        for (int i = 0; good && i < 2; i++) {
+            quick[aead] = i == 1;
+            good = set_nonce(aead, ctx[i], nonce, NULL)
+                   && EVP_EncryptUpdate(ctx[i], made[i], &n,
+                                        (const uint8_t *)"abc", 3) == 1
+                   && EVP_EncryptFinal_ex(ctx[i], made[i] + 3, &n) == 1
+                   && get_tag(ctx[i], made[i] + 3)
+                   && EVP_EncryptUpdate(ctx[i], idle, &n, idle, 1) != 1;
+        }
+        good = good && memcmp(made[0], made[1], sizeof(made[0])) == 0;
+    }
+    EVP_CIPHER_CTX_free(ctx[0]);
+    EVP_CIPHER_CTX_free(ctx[1]);
     return good;
 }
 
@@ -704,6 +793,10 @@ static void prove(void)
     /* in FIPS mode there is no ChaCha20: then nobody negotiates it */
     good = hkdf && prf && ciphers[TW_AEAD_AES128] && ciphers[TW_AEAD_AES256]
            && known_keys();
+    for (enum tw_aead gcm = TW_AEAD_AES128; good && gcm <= TW_AEAD_AES256;
+         gcm++) {
+        quick[gcm] = quick_nonce(ciphers[gcm], gcm);
+    }
     for (int i = 1; good && i < 4; i++) {
         good = !ciphers[i]
                || (there_and_back((enum tw_aead)i, true)

@@ -96,13 +96,14 @@ void tw_records_fini(struct tw_records *r);
 size_t tw_records_seal(struct tw_records *r, uint8_t type,
                        const uint8_t *src, size_t len, uint8_t *dst);
 /*
- * Opens the whole record rec[0..span): *n bytes of content of *type to dst,
- * which has room for span - header - tail bytes and may be rec + header. On
- * a fault dst holds zeros, and the direction is dead.
+ * Opens the whole record rec[0..span): *n bytes of content of *type to
+ * dst[0..room), room >= span - header - tail, which may be rec + header. A
+ * byte more of room saves a call of EVP, and is left as it was. On a fault
+ * dst holds zeros where content was, and the direction is dead.
  */
 enum tw_fault tw_records_open(struct tw_records *r, const uint8_t *rec,
-                              size_t span, uint8_t *dst, size_t *n,
-                              uint8_t *type);
+                              size_t span, uint8_t *dst, size_t room,
+                              size_t *n, uint8_t *type);
 /* The most content that a record of span bytes can have. */
 static inline size_t tw_records_content(const struct tw_records *r,
                                         size_t span)
@@ -130,8 +131,8 @@ size_t tw_half_seal(const struct tw_records *like, struct tw_half *half,
                     uint8_t *dst);
 enum tw_fault tw_half_open(const struct tw_records *like,
                            struct tw_half *half, const uint8_t *rec,
-                           size_t span, uint8_t *dst, size_t *n,
-                           uint8_t *type);
+                           size_t span, uint8_t *dst, size_t room,
+                           size_t *n, uint8_t *type);
 
 /* HKDF-Expand-Label (RFC 8446, 7.1) and TLS 1.2's PRF (RFC 5246, 5), by
    EVP_KDF; false if OpenSSL fails. seed is three parts, any may be empty. */

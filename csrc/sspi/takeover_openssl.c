@@ -265,8 +265,8 @@ bool tw_octx_reseal_output(struct tw_octx *c, const uint8_t *p, size_t span)
     }
     content = malloc(span);
     good = content
-           && tw_half_open(c->records, &s->write, p, span, content, &n,
-                           &type) == TW_FAULT_NONE
+           && tw_half_open(c->records, &s->write, p, span, content, span,
+                           &n, &type) == TW_FAULT_NONE
            && send_record(c, type, content, n);
     if (good && type == SSL3_RT_CHANGE_CIPHER_SPEC) {
         s->write_through = true;
@@ -284,7 +284,8 @@ uint8_t *tw_octx_reseal_input(struct tw_octx *c, const uint8_t *p,
     enum tw_fault fault = TW_FAULT_INTERNAL;
 
     if (anew && content) {
-        fault = tw_records_open(c->records, p, span, content, &n, &type);
+        fault = tw_records_open(c->records, p, span, content, span, &n,
+                                &type);
     }
     if (fault == TW_FAULT_NONE) {
         made = tw_half_seal(c->records, &s->read, type, content, n, anew);
@@ -503,14 +504,15 @@ static SECURITY_STATUS alert_bytes(struct tw_octx *c, const uint8_t *p,
 }
 
 SECURITY_STATUS tw_octx_engine_open(struct tw_octx *c, const uint8_t *p,
-                                    size_t span, uint8_t *dst, size_t *n)
+                                    size_t span, uint8_t *dst, size_t room,
+                                    size_t *n)
 {
     SECURITY_STATUS st;
     uint8_t type;
     size_t len;
     bool split;
     enum tw_fault fault =
-        tw_records_open(c->records, p, span, dst, &len, &type);
+        tw_records_open(c->records, p, span, dst, room, &len, &type);
 
     *n = 0;
     if (fault != TW_FAULT_NONE) {

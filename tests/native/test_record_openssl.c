@@ -128,7 +128,8 @@ static void test_rfc8448(void)
         CHECK(memcmp(got, expected, len) == 0);
         r.read.seq = traces[i].seq;
         memset(back, 0, sizeof(back));
-        CHECK(tw_records_open(&r, expected, len, back, &n, &type)
+        CHECK(tw_records_open(&r, expected, len, back, sizeof(back), &n,
+                              &type)
               == TW_FAULT_NONE);
         CHECK(n == 50 && type == DATA);
         while (n-- > 0) {
@@ -157,13 +158,15 @@ static void test_rfc8448_finished(void)
               "fc44d87f38f80338ac98fc46deb384bd1caeacab6867d726c40546",
               record)
           == sizeof(record));
-    CHECK(tw_records_open(&r, record, sizeof(record), back, &n, &type)
+    CHECK(tw_records_open(&r, record, sizeof(record), back, sizeof(back),
+                          &n, &type)
           == TW_FAULT_NONE);
     CHECK(type == HANDSHAKE && n == 36 && back[0] == 20 && back[3] == 32);
     tw_records_fini(&r);
 }
 
-/* Every size that has its own way through the code, in place and not. */
+/* Every size that has its own way through the code, in place and not, with
+   room for the content alone and for more. */
 static void test_there_and_back(enum tw_aead aead, bool tls13)
 {
     static const size_t sizes[] = { 0, 1, 15, 16, 17, 64, 1023, 1024, 1025,
@@ -179,7 +182,8 @@ static void test_there_and_back(enum tw_aead aead, bool tls13)
         size_t len = sizes[i], span, n;
         uint8_t type;
 
-        for (int in_place = 0; in_place < 2; in_place++) {
+        for (int way = 0; way < 3; way++) {
+            bool in_place = way == 2;
             uint8_t *to = in_place ? record + b.header : back;
             if (in_place) {
                 memcpy(record + a.header, plain, len);
@@ -189,9 +193,13 @@ static void test_there_and_back(enum tw_aead aead, bool tls13)
                                    record);
             CHECK(span == len + a.header + a.tail);
             CHECK(tw_records_content(&b, span) == len);
-            CHECK(tw_records_open(&b, record, span, to, &n, &type)
+            back[len] = 0x99; /* behind the content nothing is touched */
+            CHECK(tw_records_open(&b, record, span, to,
+                                  way == 0 ? len : span - b.header, &n,
+                                  &type)
                   == TW_FAULT_NONE);
             CHECK(n == len && type == DATA && memcmp(to, plain, n) == 0);
+            CHECK(back[len] == 0x99);
         }
     }
     CHECK(tw_records_seal(&a, DATA, plain, 16385, record) == 0);
@@ -217,7 +225,8 @@ static void test_every_bit(enum tw_aead aead, bool tls13)
         memcpy(copy, record, span);
         copy[bit / 8] ^= (uint8_t)(1u << bit % 8);
         memset(back, 0xee, sizeof(back));
-        fault = tw_records_open(&fresh, copy, span, back, &n, &type);
+        fault = tw_records_open(&fresh, copy, span, back, sizeof(back), &n,
+                                &type);
         CHECK(fault != TW_FAULT_NONE && n == 0);
         /* the content type of TLS 1.2 is authenticated, too */
         CHECK(bit / 8 < 3 || fault == TW_FAULT_MAC
@@ -227,11 +236,12 @@ static void test_every_bit(enum tw_aead aead, bool tls13)
                 CHECK(back[i] == 0);
             }
         }
-        CHECK(tw_records_open(&fresh, record, span, back, &n, &type)
+        CHECK(tw_records_open(&fresh, record, span, back, sizeof(back), &n,
+                              &type)
               == TW_FAULT_INTERNAL);
         tw_half_fini(&fresh.read);
     }
-    CHECK(tw_records_open(&b, record, span, back, &n, &type)
+    CHECK(tw_records_open(&b, record, span, back, sizeof(back), &n, &type)
           == TW_FAULT_NONE);
     tw_records_fini(&a);
     tw_records_fini(&b);
@@ -248,28 +258,30 @@ static void test_order(enum tw_aead aead, bool tls13)
     span = tw_records_seal(&a, DATA, (const uint8_t *)"one", 3, one);
     span2 = tw_records_seal(&a, DATA, (const uint8_t *)"two", 3, two);
     fresh = b;
-    CHECK(tw_records_open(&fresh, two, span2, back, &n, &type)
+    CHECK(tw_records_open(&fresh, two, span2, back, sizeof(back), &n, &type)
           == TW_FAULT_MAC);
     tw_half_fini(&fresh.read);
-    CHECK(tw_records_open(&b, one, span, back, &n, &type) == TW_FAULT_NONE);
+    CHECK(tw_records_open(&b, one, span, back, sizeof(back), &n, &type)
+          == TW_FAULT_NONE);
     fresh = b;
     fresh.read.ctx = NULL;
-    CHECK(tw_records_open(&fresh, one, span, back, &n, &type)
+    CHECK(tw_records_open(&fresh, one, span, back, sizeof(back), &n, &type)
           == TW_FAULT_MAC);
     fresh = b;
     fresh.read.ctx = NULL;
-    CHECK(tw_records_open(&fresh, two, span2 - 1, back, &n, &type)
+    CHECK(tw_records_open(&fresh, two, span2 - 1, back, sizeof(back), &n,
+                          &type)
           == TW_FAULT_MAC);
     span = tw_records_seal(&b, DATA, (const uint8_t *)"own", 3, one);
     fresh = b;
     fresh.read.ctx = NULL;
-    CHECK(tw_records_open(&fresh, one, span, back, &n, &type)
+    CHECK(tw_records_open(&fresh, one, span, back, sizeof(back), &n, &type)
           == TW_FAULT_MAC);
     for (n = 0; n < (size_t)a.header + a.tail; n++) {
         /* too short to have a tag */
         fresh = b;
         fresh.read.ctx = NULL;
-        CHECK(tw_records_open(&fresh, two, n, back, &span, &type)
+        CHECK(tw_records_open(&fresh, two, n, back, sizeof(back), &span, &type)
               == TW_FAULT_MAC);
     }
     tw_records_fini(&a);
@@ -314,7 +326,8 @@ static void test_inner(void)
         inner[cases[i].content] = cases[i].type;
         span = seal_inner(&a, inner, len, record);
         memset(back, 0xee, sizeof(back));
-        fault = tw_records_open(&b, record, span, back, &n, &type);
+        fault = tw_records_open(&b, record, span, back, sizeof(back), &n,
+                                &type);
         CHECK(fault == cases[i].fault);
         if (fault == TW_FAULT_NONE) {
             CHECK(n == cases[i].content && type == cases[i].type);
@@ -364,8 +377,8 @@ static void test_header(void)
         record[2] = cases[i].minor;
         record[3] = (uint8_t)(cases[i].body >> 8);
         record[4] = (uint8_t)cases[i].body;
-        CHECK(tw_records_open(&b, record, 5 + cases[i].body, record + 5, &n,
-                              &type)
+        CHECK(tw_records_open(&b, record, 5 + cases[i].body, record + 5,
+                              cases[i].body, &n, &type)
               == cases[i].fault);
         tw_records_fini(&a);
         tw_records_fini(&b);
@@ -387,14 +400,14 @@ static void test_sequence(enum tw_aead aead, bool tls13)
         a.write.seq = b.read.seq = jumps[i];
         span = tw_records_seal(&a, DATA, (const uint8_t *)"far", 3, record);
         CHECK(span > 0);
-        CHECK(tw_records_open(&b, record, span, back, &n, &type)
+        CHECK(tw_records_open(&b, record, span, back, sizeof(back), &n, &type)
               == TW_FAULT_NONE);
         CHECK(n == 3);
     }
     CHECK(tw_records_seal(&a, DATA, (const uint8_t *)"one too many", 12,
                           record)
           == 0);
-    CHECK(tw_records_open(&b, record, span, back, &n, &type)
+    CHECK(tw_records_open(&b, record, span, back, sizeof(back), &n, &type)
           == TW_FAULT_INTERNAL);
     tw_records_fini(&a);
     tw_records_fini(&b);
@@ -414,7 +427,7 @@ static void test_update(void)
     b.read.count = 0;
     span = tw_records_seal(&a, DATA, (const uint8_t *)"x", 1, record);
     CHECK(tw_records_due(&a));
-    CHECK(tw_records_open(&b, record, span, back, &n, &type)
+    CHECK(tw_records_open(&b, record, span, back, sizeof(back), &n, &type)
           == TW_FAULT_NONE);
     memcpy(key, a.write.key, 32);
     CHECK(tw_records_update(&a, &a.write));
@@ -422,7 +435,7 @@ static void test_update(void)
     CHECK(!tw_records_due(&a) && a.write.seq == 0);
     span = tw_records_seal(&a, DATA, (const uint8_t *)"y", 1, record);
     CHECK(tw_records_update(&b, &b.read));
-    CHECK(tw_records_open(&b, record, span, back, &n, &type)
+    CHECK(tw_records_open(&b, record, span, back, sizeof(back), &n, &type)
           == TW_FAULT_NONE);
     tw_records_fini(&a);
     tw_records_fini(&b);
@@ -490,7 +503,8 @@ static void *many(void *arg)
             struct tw_records *from = &ends[i], *to = &ends[i ^ 1];
             span = tw_records_seal(from, DATA, text, sizeof(text), record);
             CHECK(span > 0);
-            CHECK(tw_records_open(to, record, span, back, &n, &type)
+            CHECK(tw_records_open(to, record, span, back, sizeof(back), &n,
+                                  &type)
                   == TW_FAULT_NONE);
             CHECK(n == sizeof(text) && memcmp(back, text, n) == 0);
         }
