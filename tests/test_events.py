@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import importlib.util
+import select
 import selectors
 import socket
 import struct
@@ -841,6 +842,44 @@ def test_the_selecting_thread_ends(how: str) -> None:
         thread.join(LIMIT)
         assert not thread.is_alive()
         assert poller._thread is None
+
+
+def test_the_selecting_thread_rests_while_a_handler_takes_bit_by_bit(
+    pki: Pki, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Selecting again for each bit would take turns with the handler."""
+    selects = [0]
+
+    class Counting:
+        @staticmethod
+        def select(*sets: Any) -> Any:
+            selects[0] += 1
+            return select.select(*sets)
+
+    taken = bytearray()
+    data = bytes(64 * 1024)
+
+    async def main(here: Any) -> None:
+        done = asyncio.get_running_loop().create_future()
+
+        def readable() -> None:
+            taken.extend(here.recv(64))
+            if len(taken) == len(data):
+                here.event("readable", None)
+                done.set_result(None)
+
+        here.event("readable", readable)
+        await wait(done)
+
+    monkeypatch.setattr("twapi_tls.events.select", Counting)
+    with tls_pair(pki) as (here, there):
+        # What a socket holds, so that its descriptor stays ready meanwhile.
+        work = Work(lambda: there.sendall(data))
+        with asyncio.Runner(loop_factory=new_deaf_loop) as runner:
+            runner.run(main(here))
+        work.result()
+    assert taken == data
+    assert selects[0] < 100, "for a thousand events"
 
 
 def test_events_from_many_threads(pki: Pki) -> None:

@@ -363,7 +363,8 @@ def page_server(body: bytes) -> Callable[[ssl.SSLSocket], None]:
 
 
 SMALL_PAGE = page_server(b"small" * 40)
-BIG_PAGE = page_server(b"a line of the page\n" * 10_000)
+# More than one read takes in; each of its lines is an event somewhere.
+BIG_PAGE = page_server((b"a line of the page ".ljust(94, b".") + b"\n") * 2_000)
 
 
 def say_first(connection: ssl.SSLSocket) -> None:

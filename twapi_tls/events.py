@@ -66,11 +66,19 @@ def require_loop(loop: asyncio.AbstractEventLoop | None) -> asyncio.AbstractEven
 
 
 class Poller(Protocol):
-    """Readiness callbacks; every method is called in the loop's thread."""
+    """Readiness callbacks; every method is called in the loop's thread.
+
+    A paused reader need not be called, if that saves work, until it is
+    resumed: its owner comes back by itself.
+    """
 
     def add_reader(self, fd: int, callback: Callback) -> None: ...
 
     def remove_reader(self, fd: int) -> None: ...
+
+    def pause_reader(self, fd: int) -> None: ...
+
+    def resume_reader(self, fd: int) -> None: ...
 
     def add_writer(self, fd: int, callback: Callback) -> None: ...
 
@@ -89,6 +97,12 @@ class LoopPoller:
     def remove_reader(self, fd: int) -> None:
         self._loop.remove_reader(fd)
 
+    def pause_reader(self, fd: int) -> None:
+        """Calls too many cost less than telling the kernel."""
+
+    def resume_reader(self, fd: int) -> None:
+        """Was never paused."""
+
     def add_writer(self, fd: int, callback: Callback) -> None:
         self._loop.add_writer(fd, callback)
 
@@ -101,8 +115,10 @@ class ThreadPoller:
 
     The loop's thread hands over what to select on, the selecting thread
     hands back what is ready and rests until that was dealt with, so that
-    level-triggered descriptors do not make it spin. It ends when the loop
-    does, or when for ``IDLE`` seconds there was nothing to select on.
+    level-triggered descriptors do not make it spin. Nor does a channel whose
+    handler takes little at a time: its descriptor is left out meanwhile. The
+    thread ends when the loop does, or when for ``IDLE`` seconds there was
+    nothing to select on.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -110,6 +126,7 @@ class ThreadPoller:
         self._loop = weakref.ref(loop)
         self._readers: dict[int, Callback] = {}
         self._writers: dict[int, Callback] = {}
+        self._paused: set[int] = set()  # of the readers
         self._condition = threading.Condition()
         self._job: tuple[list[int], list[int]] | None = None
         self._busy = False
@@ -140,7 +157,7 @@ class ThreadPoller:
                 self._wake()
                 return
             self._busy = True
-            self._job = (list(self._readers), list(self._writers))
+            self._job = ([*self._readers.keys() - self._paused], list(self._writers))
             if self._thread is None:
                 self._start()
             self._condition.notify()
@@ -176,9 +193,10 @@ class ThreadPoller:
                 readers, writers = job
                 try:
                     ready = select.select([*readers, sleeper.fileno()], writers, writers)
+                    closed = False
                 except (OSError, ValueError):
                     # A descriptor was closed: the next sets lack it.
-                    ready = ([], [], [])
+                    ready, closed = ([], [], []), True
                 with suppress(OSError):
                     while sleeper.recv(4096):
                         pass
@@ -186,14 +204,14 @@ class ThreadPoller:
                 try:
                     if loop is None:
                         raise RuntimeError("the loop is gone")
-                    loop.call_soon_threadsafe(self._deal, ready[0], [*ready[1], *ready[2]])
+                    loop.call_soon_threadsafe(self._deal, ready[0], [*ready[1], *ready[2]], closed)
                 except RuntimeError:  # or closed
                     with self._condition:
                         self._forget_thread()
                     return
                 del loop
 
-    def _deal(self, readable: list[int], writable: list[int]) -> None:
+    def _deal(self, readable: list[int], writable: list[int], closed: bool) -> None:
         for fds, callbacks in ((readable, self._readers), (writable, self._writers)):
             for fd in fds:
                 callback = callbacks.get(fd)
@@ -201,11 +219,13 @@ class ThreadPoller:
                     callback()
         with self._condition:
             self._busy = False
-        # A closed descriptor that nobody removed would end select() at once.
-        for callbacks in (self._readers, self._writers):
-            for fd in [fd for fd in callbacks if not _is_open(fd)]:
-                del callbacks[fd]
-        if self._readers or self._writers:
+        if closed:
+            # One that nobody removed would end every select() at once.
+            for callbacks in (self._readers, self._writers):
+                for fd in [fd for fd in callbacks if not _is_open(fd)]:
+                    del callbacks[fd]
+            self._paused &= self._readers.keys()
+        if self._readers.keys() - self._paused or self._writers:
             self._offer()
 
     def add_reader(self, fd: int, callback: Callback) -> None:
@@ -213,8 +233,17 @@ class ThreadPoller:
         self._offer()
 
     def remove_reader(self, fd: int) -> None:
+        self._paused.discard(fd)
         if self._readers.pop(fd, None) is not None:
             self._interrupt()
+
+    def pause_reader(self, fd: int) -> None:
+        self._paused.add(fd)
+
+    def resume_reader(self, fd: int) -> None:
+        if fd in self._paused:
+            self._paused.remove(fd)
+            self._offer()
 
     def add_writer(self, fd: int, callback: Callback) -> None:
         self._writers[fd] = callback
@@ -294,6 +323,7 @@ class ChannelEvents:
         self._poller = poller_of(loop)
         self._fd_read = -1
         self._fd_write = -1
+        self._paused = False
         self._room = False
         self._scheduled = False
         self._closed = False
@@ -350,8 +380,15 @@ class ChannelEvents:
                 self._run("writable", self.writable)
                 again = again or failed
         self._watch()
-        if again and (self.readable is not None or (failed and self.writable is not None)):
+        again = again and (self.readable is not None or (failed and self.writable is not None))
+        if again:
             self.kick()
+        if again != self._paused and self._fd_read >= 0:
+            self._paused = again
+            if again:
+                self._poller.pause_reader(self._fd_read)
+            else:
+                self._poller.resume_reader(self._fd_read)
 
     def _run(self, kind: str, callback: Callback) -> None:
         try:
@@ -382,6 +419,7 @@ class ChannelEvents:
             if self._fd_read >= 0:
                 self._poller.remove_reader(self._fd_read)
             self._fd_read = want_read
+            self._paused = False
             if want_read >= 0:
                 self._poller.add_reader(want_read, self.kick)
         if want_write != self._fd_write:
@@ -397,6 +435,7 @@ class ChannelEvents:
         if self._fd_write >= 0:
             self._poller.remove_writer(self._fd_write)
         self._fd_read = self._fd_write = -1
+        self._paused = False
 
     def forget_descriptor(self) -> None:
         """Stops watching; to be called *before* the descriptor is closed.
