@@ -18,12 +18,10 @@
  *
  * Wine's secur32 sits on GnuTLS and answers the peer's close_notify with
  * SEC_E_OK and no data. There, and only there, the table's DecryptMessage
- * is put right (wine_decrypt): a copy of the table with one slot changed,
- * and without the slots that Wine's, of an older version, does not have.
+ * is put right (wine_decrypt): a copy of the table with one slot changed.
  */
 #include "sspi/schannel_internal.h"
 
-#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -47,8 +45,6 @@
 
 static const SecurityFunctionTableW *system_table;
 static SecurityFunctionTableW wine_table;
-static const SecurityFunctionTableW *test_table;
-static ULONG test_build;
 static RTL_OSVERSIONINFOW os;  /* dwMajorVersion 0: not known */
 static char version_text[128];
 static INIT_ONCE once = INIT_ONCE_STATIC_INIT;
@@ -130,12 +126,7 @@ static BOOL CALLBACK initialise(PINIT_ONCE unused1, PVOID unused2,
                    (unsigned long)os.dwMinorVersion,
                    (unsigned long)os.dwBuildNumber);
     if (wine != NULL && system_table != NULL) {
-        /* its table ends where version 1 does: what follows is not its own */
-        memcpy(&wine_table, system_table,
-               system_table->dwVersion
-                       < SECURITY_SUPPORT_PROVIDER_INTERFACE_VERSION_2
-                   ? offsetof(SecurityFunctionTableW, SetContextAttributesW)
-                   : sizeof(wine_table));
+        wine_table = *system_table;
         wine_table.DecryptMessage = wine_decrypt;
     }
     return TRUE;
@@ -146,17 +137,8 @@ static void ready(void)
     (void)InitOnceExecuteOnce(&once, initialise, NULL, NULL);
 }
 
-void tw_schannel_use(const SecurityFunctionTableW *table, ULONG build)
-{
-    test_table = table;
-    test_build = build;
-}
-
 static const SecurityFunctionTableW *table(void)
 {
-    if (test_table != NULL) {
-        return test_table;
-    }
     ready();
     return wine_table.DecryptMessage != NULL ? &wine_table : system_table;
 }
@@ -164,7 +146,7 @@ static const SecurityFunctionTableW *table(void)
 static ULONG build_number(void)
 {
     ready();
-    return test_build != 0 ? test_build : os.dwBuildNumber;
+    return os.dwBuildNumber;
 }
 
 static const char *version(void)
@@ -345,15 +327,14 @@ static enum tw_status acquire_failed(const struct request *r,
                                      SECURITY_STATUS status,
                                      struct tw_error *err)
 {
-    int32_t trouble = 0;
+    const char *trouble = NULL;
     size_t i;
 
-    for (i = 0; i < r->config->cert_count && trouble == 0; i++) {
+    for (i = 0; i < r->config->cert_count && trouble == NULL; i++) {
         trouble = tw_crypt32_key_trouble(r->config->certs[i]);
     }
-    if (trouble != 0) {
-        return tw_error_set(err, TW_E_TLS, trouble, "%s",
-                            tw_code_text(trouble));
+    if (trouble != NULL) {
+        return tw_error_set(err, TW_E_TLS, status, "%s", trouble);
     }
     switch (status) {
     case SEC_E_NO_CREDENTIALS:
@@ -471,29 +452,17 @@ static SECURITY_STATUS forbid_resumption(CtxtHandle *ctx)
                                           : SEC_E_OK;
 }
 
-/*
- * Schannel shows the windows of smart cards and of keys that ask for
- * consent as children of this one. Undocumented but for its comment in
- * schannel.h ("sets SecPkgContext_UiInfo"); .NET Framework's SslStream sets
- * it where we do, behind the first step.
- */
-static SECURITY_STATUS set_window(CtxtHandle *ctx, void *window)
-{
-    SecPkgContext_UiInfo info;
-
-    info.hParentWindow = window;
-    return table()->SetContextAttributesW == NULL
-               ? SEC_E_UNSUPPORTED_FUNCTION
-               : table()->SetContextAttributesW(ctx, SECPKG_ATTR_UI_INFO,
-                                                &info, sizeof(info));
-}
-
 static enum tw_status no_certificate(struct tw_error *err, const char *whose)
 {
     return tw_error_set(err, TW_E_NOT_FOUND, SEC_E_NO_CREDENTIALS,
                         "%s no certificate", whose);
 }
 
+/*
+ * REMOTE_CERT_CONTEXT is SEC_E_INVALID_HANDLE until the handshake is over
+ * (dotnet/runtime#63321); REMOTE_CERT_CHAIN, a context as well, is there
+ * before, but not on every Windows (its pull request 65134).
+ */
 static enum tw_status remote_cert(CtxtHandle *ctx, struct tw_cert **out,
                                   struct tw_error *err)
 {
@@ -504,6 +473,9 @@ static enum tw_status remote_cert(CtxtHandle *ctx, struct tw_cert **out,
     status = query(ctx, SECPKG_ATTR_REMOTE_CERT_CONTEXT, &cert);
     if (status == SEC_E_NO_CREDENTIALS) {
         return no_certificate(err, "the peer sent");
+    }
+    if (status != SEC_E_OK) {
+        status = query(ctx, SECPKG_ATTR_REMOTE_CERT_CHAIN, &cert);
     }
     if (status != SEC_E_OK || cert == NULL) {
         return TW_WANT_READ;
@@ -639,8 +611,8 @@ static enum tw_status fixed_binding(CtxtHandle *ctx, ULONG attribute,
     SecPkgContext_Bindings bindings;
     SECURITY_STATUS status;
     enum tw_status st = TW_DONE;
-    size_t at;
-    size_t n;
+    size_t at = SIZE_MAX;
+    size_t n = 0;
 
     memset(&bindings, 0, sizeof(bindings));
     status = query(ctx, attribute, &bindings);
@@ -649,8 +621,10 @@ static enum tw_status fixed_binding(CtxtHandle *ctx, ULONG attribute,
                                                : SEC_E_UNSUPPORTED_FUNCTION,
                             err, "the channel binding");
     }
-    at = bindings.Bindings->dwApplicationDataOffset;
-    n = bindings.Bindings->cbApplicationDataLength;
+    if (bindings.BindingsLength >= sizeof(*bindings.Bindings)) {
+        at = bindings.Bindings->dwApplicationDataOffset;
+        n = bindings.Bindings->cbApplicationDataLength;
+    }
     if (at > bindings.BindingsLength || n > bindings.BindingsLength - at) {
         st = tw_error_set(err, TW_E_TLS, SEC_E_INTERNAL_ERROR,
                           "the channel binding is malformed");
@@ -815,7 +789,6 @@ const struct tw_provider tw_provider_schannel = {
     .acquire = acquire,
     .verdict = verdict,
     .forbid_resumption = forbid_resumption,
-    .set_window = set_window,
     .remote_cert = remote_cert,
     .local_cert = local_cert,
     .facts = facts,
