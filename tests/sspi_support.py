@@ -1,16 +1,23 @@
-"""SSPI's vocabulary for tests, and the door to ``_testnative``.
+"""SSPI's vocabulary for tests, and the doors to the modules for tests.
 
-``_testnative`` (tests/native/setup.py) shows the C floors below Python. It is
-built by ``make``, which names its place in TWAPI_TLS_TESTNATIVE; where the
-variable is set a missing module is an error, elsewhere the tests that need it
-say why they are skipped.
+``_testnative`` (tests/native/setup.py) shows the C floors below Python, and
+``_testschannel`` the Windows engine over the scripted table. They are built by
+``make``, which names their place in TWAPI_TLS_TESTNATIVE; where the variable is
+set a missing module is an error, elsewhere the tests that need it say why they
+are skipped.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
+import importlib.machinery
+import importlib.util
 import os
+import shutil
+import struct
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +26,72 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def load_testnative() -> Any:
+def _folder() -> tuple[Path, bool]:
+    """Where the modules for tests are, and whether somebody said so."""
     place = os.environ.get("TWAPI_TLS_TESTNATIVE")
-    folder = Path(place) if place else ROOT / "build" / "testnative"
+    return Path(place) if place else ROOT / "build" / "testnative", bool(place)
+
+
+_NOT_BUILT = "{} is not built: run make, or python tests/native/setup.py"
+
+
+def load_testnative() -> Any:
+    folder, must = _folder()
     sys.path.insert(0, str(folder.resolve()))
     try:
         return importlib.import_module("_testnative")
     except ImportError:
-        if place:
+        if must:
             raise
         pytest.skip(
-            "_testnative is not built: run make, or python tests/native/setup.py",
+            _NOT_BUILT.format("_testnative"),
             allow_module_level=True,  # most tests load it with their module
         )
     finally:
         sys.path.pop(0)
 
 
+SCHANNEL_PLAYED = sys.platform != "win32"  # elsewhere it is the engine itself
+
+
+@functools.cache
+def load_testschannel(
+    build: int = 26100,
+    *,
+    wine: str | None = None,
+    fips: int = 0,
+    secur32: bool = True,
+    sets_attributes: bool = True,
+) -> Any:
+    """``_testschannel`` (tests/native/sdk): the Windows engine on one Windows.
+
+    Which Windows it is it asks once, so each gets a copy of the module.
+    ``build`` 0: RtlGetVersion is not there; ``fips`` below 0: not told;
+    ``secur32``, ``sets_attributes``: there is a function table, and
+    SetContextAttributes in it.
+    """
+    folder, must = _folder()
+    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
+        if (folder / f"_testschannel{suffix}").is_file():
+            break
+    else:
+        if must:
+            raise ImportError(f"no _testschannel in {folder}")
+        pytest.skip(_NOT_BUILT.format("_testschannel"), allow_module_level=True)
+    with tempfile.TemporaryDirectory() as copies:
+        copy = shutil.copy(folder / f"_testschannel{suffix}", copies)
+        spec = importlib.util.spec_from_file_location("_testschannel", copy)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    module.windows(build, wine, fips, secur32, sets_attributes)
+    return module
+
+
 # --- enum tw_status, tw_state, tw_role
 DONE, WANT_READ, WANT_WRITE, WANT_VERDICT, WANT_CREDENTIALS, WANT_CERTIFICATE, END = range(7)
 E_TLS, E_ALERT, E_TRUNCATED, E_NEGOTIATE_EOF, E_REFUSED, E_CLOSED, E_STATE = range(-1, -8, -1)
-E_NOMEM, E_ARGUMENT, E_UNSUPPORTED, E_NOT_FOUND, E_FORMAT = -11, -12, -13, -14, -16
+E_OS, E_NOMEM, E_ARGUMENT, E_UNSUPPORTED, E_NOT_FOUND, E_FORMAT = -8, -11, -12, -13, -14, -16
 INIT, NEGOTIATING, OPEN, FAILED = range(4)
 CLIENT, SERVER = 1, 2
 
@@ -129,6 +181,14 @@ ASC_MUTUAL = 0x2
 ATTR_STREAM_SIZES, ATTR_ALPN, ATTR_REMOTE_CERT = 4, 35, 0x53
 ATTR_CONNECTION_INFO, ATTR_SESSION_INFO, ATTR_CIPHER_INFO = 0x5A, 0x5D, 0x64
 SHUTDOWN_TOKEN = (1).to_bytes(4, sys.byteorder)
+
+
+_ASKED = ("use", "version", "certs", "flags", "lifespan", "protocols", "min_bits", "max_bits")
+
+
+def asked_for(data: bytes) -> dict[str, int]:
+    """struct tw_script_asked: what the table's AcquireCredentialsHandle was given."""
+    return dict(zip(_ASKED, struct.unpack(f"={len(_ASKED)}I", data), strict=True))
 
 
 def alert_token(number: int) -> bytes:

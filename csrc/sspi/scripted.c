@@ -15,11 +15,11 @@
 #include "core/atomic.h"
 
 #ifdef _WIN32
-#define ENTRY SEC_ENTRY
 typedef PTimeStamp expiry_t;
+typedef SEC_GET_KEY_FN get_key_t;
 #else
-#define ENTRY
 typedef void *expiry_t;
+typedef void *get_key_t;
 #endif
 
 #define TURN 0xFFu   /* what "encryption" does to a byte */
@@ -50,6 +50,7 @@ struct tw_script {
     int alert_received;
     SecPkgContext_StreamSizes sizes;
     uint32_t protocol;
+    ULONG material; /* how much SetContextAttributes asked for */
 };
 
 /* In front of every output buffer: FreeContextBuffer has no handle. */
@@ -59,10 +60,11 @@ struct given {
 };
 
 static struct tw_script *used;
+static tw_script_context make_context;
 
 static const char *const slot_names[TW_SLOT_COUNT] = {
-    "step", "encrypt", "decrypt", "control",
-    "query", "acquire", "verdict", "seal", "open", "forbid", "delete",
+    "step", "encrypt", "decrypt", "control", "query", "set",
+    "acquire", "verdict", "seal", "open", "forbid", "delete",
 };
 
 /* --- bookkeeping that does not fail on purpose --- */
@@ -220,6 +222,11 @@ void tw_script_use(struct tw_script *s)
     used = s;
 }
 
+void tw_script_contexts(tw_script_context make)
+{
+    make_context = make;
+}
+
 /* --- playing --- */
 
 static void complain(struct tw_script *s, const char *what, enum tw_slot slot)
@@ -326,7 +333,77 @@ static struct tw_script *script_of(const SecHandle *handle)
 
 /* --- the function table --- */
 
-static SECURITY_STATUS ENTRY free_credentials(PCredHandle handle)
+static struct tw_script_asked asked_for(ULONG use, const void *auth)
+{
+    struct tw_script_asked a = {.use = use};
+    const SCHANNEL_CRED *four = auth;
+    const SCH_CREDENTIALS *five = auth;
+
+    memcpy(&a.version, auth, sizeof(a.version)); /* both begin with it */
+    if (a.version == SCHANNEL_CRED_VERSION) {
+        a.certs = four->cCreds;
+        a.flags = four->dwFlags;
+        a.lifespan = four->dwSessionLifespan;
+        a.protocols = four->grbitEnabledProtocols;
+        a.min_bits = four->dwMinimumCipherStrength;
+        a.max_bits = four->dwMaximumCipherStrength;
+    } else if (a.version == SCH_CREDENTIALS_VERSION) {
+        a.certs = five->cCreds;
+        a.flags = five->dwFlags;
+        a.lifespan = five->dwSessionLifespan;
+        a.protocols = five->cTlsParameters == 0
+                          ? ~(ULONG)0
+                          : ~five->pTlsParameters[0].grbitDisabledProtocols;
+    }
+    return a;
+}
+
+/* The script's own credentials, made by either kind of acquiring. */
+static void new_credentials(struct tw_script *s, PCredHandle out)
+{
+    out->dwLower = (uintptr_t)s;
+    out->dwUpper = 0;
+    s->alive.credentials++;
+}
+
+static SECURITY_STATUS SEC_ENTRY acquire_credentials(
+    SEC_WCHAR *principal, SEC_WCHAR *package, ULONG use, void *logon,
+    void *auth, get_key_t get_key, void *key_argument, PCredHandle out,
+    PTimeStamp expiry)
+{
+    static const SEC_WCHAR schannel[] = UNISP_NAME_W;
+    struct tw_script *s = used;
+    struct tw_script_asked asked;
+    struct tw_script_call *call;
+    struct tw_script_entry *e;
+    SECURITY_STATUS status = SEC_E_OK;
+
+    (void)principal;
+    (void)logon;
+    (void)get_key;
+    (void)key_argument;
+    (void)expiry;
+    if (s == NULL) {
+        return SEC_E_NO_CREDENTIALS;
+    }
+    if (memcmp(package, schannel, sizeof(schannel)) != 0) {
+        return SEC_E_SECPKG_NOT_FOUND;
+    }
+    asked = asked_for(use, auth);
+    call = note(s, TW_SLOT_ACQUIRE);
+    call->input = keep(&asked, sizeof(asked));
+    call->input_len = sizeof(asked);
+    e = optional(s, TW_SLOT_ACQUIRE);
+    if (e != NULL) {
+        status = played(s, e);
+    }
+    if (status == SEC_E_OK) {
+        new_credentials(s, out);
+    }
+    return status;
+}
+
+static SECURITY_STATUS SEC_ENTRY free_credentials(PCredHandle handle)
 {
     struct tw_script *s = script_of(handle);
 
@@ -338,20 +415,23 @@ static SECURITY_STATUS ENTRY free_credentials(PCredHandle handle)
     return SEC_E_OK;
 }
 
-static bool give(struct tw_script *s, SecBuffer *b, const uint8_t *data,
-                 size_t len)
+/* A copy that FreeContextBuffer takes back. */
+static void *given(struct tw_script *s, const void *data, size_t len)
 {
     struct given *g = keep(NULL, sizeof(*g) + len);
 
     g->script = s;
     g->len = len;
-    if (len > 0) {
-        memcpy(g + 1, data, len);
-    }
+    memcpy(g + 1, data, len);
     s->alive.buffers++;
-    b->pvBuffer = g + 1;
+    return g + 1;
+}
+
+static void give(struct tw_script *s, SecBuffer *b, const uint8_t *data,
+                 size_t len)
+{
+    b->pvBuffer = given(s, data, len);
     b->cbBuffer = (ULONG)len;
-    return true;
 }
 
 static void give_tokens(struct tw_script *s,
@@ -363,9 +443,9 @@ static void give_tokens(struct tw_script *s,
         SecBuffer *b = &out->pBuffers[i];
 
         if (b->BufferType == SECBUFFER_TOKEN && e->token != NULL) {
-            (void)give(s, b, e->token, e->token_len);
+            give(s, b, e->token, e->token_len);
         } else if (b->BufferType == SECBUFFER_ALERT && e->alert != NULL) {
-            (void)give(s, b, e->alert, e->alert_len);
+            give(s, b, e->alert, e->alert_len);
         }
     }
 }
@@ -431,7 +511,7 @@ static SECURITY_STATUS step(struct tw_script *s, PCtxtHandle old, ULONG req,
     return played(s, e);
 }
 
-static SECURITY_STATUS ENTRY initialize_context(
+static SECURITY_STATUS SEC_ENTRY initialize_context(
     PCredHandle cred, PCtxtHandle old, SEC_WCHAR *target, ULONG req,
     ULONG reserved1, ULONG drep, PSecBufferDesc in, ULONG reserved2,
     PCtxtHandle fresh, PSecBufferDesc out, ULONG *attributes,
@@ -448,7 +528,7 @@ static SECURITY_STATUS ENTRY initialize_context(
                      : step(s, old, req, in, fresh, out, attributes);
 }
 
-static SECURITY_STATUS ENTRY accept_context(
+static SECURITY_STATUS SEC_ENTRY accept_context(
     PCredHandle cred, PCtxtHandle old, PSecBufferDesc in, ULONG req,
     ULONG drep, PCtxtHandle fresh, PSecBufferDesc out, ULONG *attributes,
     expiry_t expiry)
@@ -461,7 +541,7 @@ static SECURITY_STATUS ENTRY accept_context(
                      : step(s, old, req, in, fresh, out, attributes);
 }
 
-static SECURITY_STATUS ENTRY delete_context(PCtxtHandle handle)
+static SECURITY_STATUS SEC_ENTRY delete_context(PCtxtHandle handle)
 {
     struct tw_script *s = script_of(handle);
 
@@ -474,7 +554,7 @@ static SECURITY_STATUS ENTRY delete_context(PCtxtHandle handle)
     return SEC_E_OK;
 }
 
-static SECURITY_STATUS ENTRY apply_control(PCtxtHandle handle,
+static SECURITY_STATUS SEC_ENTRY apply_control(PCtxtHandle handle,
                                            PSecBufferDesc in)
 {
     struct tw_script *s = script_of(handle);
@@ -503,8 +583,143 @@ static SECURITY_STATUS ENTRY apply_control(PCtxtHandle handle,
     return played(s, e);
 }
 
-static SECURITY_STATUS ENTRY query(PCtxtHandle handle, ULONG attribute,
-                                   void *out)
+/* --- what a context tells of itself --- */
+
+static const uint8_t an_issuer[] = "an issuer";
+static const uint8_t alpn_name[] = "scripted";
+
+/* Names, each with a NUL, in one block: their places, then themselves. */
+static CERT_NAME_BLOB *blobs(struct tw_script *s, const uint8_t *data,
+                             size_t len, ULONG *count)
+{
+    CERT_NAME_BLOB *list;
+    uint8_t *block;
+    uint8_t *at;
+    size_t size;
+    size_t i;
+
+    *count = 0;
+    for (i = 0; i < len; i++) {
+        *count += data[i] == '\0';
+    }
+    size = *count * sizeof(*list);
+    block = keep(NULL, size + len);
+    memset(block, 0, size);
+    memcpy(block + size, data, len);
+    list = given(s, block, size + len);
+    keep_free(block);
+    at = (uint8_t *)list + size;
+    for (i = 0; i < *count; i++) {
+        list[i].pbData = at;
+        list[i].cbData = (ULONG)strlen((char *)at);
+        at += list[i].cbData + 1;
+    }
+    return list;
+}
+
+static void tell_alpn(SecPkgContext_ApplicationProtocol *out)
+{
+    memset(out, 0, sizeof(*out));
+    out->ProtoNegoStatus = SecApplicationProtocolNegotiationStatus_Success;
+    out->ProtoNegoExt = SecApplicationProtocolNegotiationExt_ALPN;
+    out->ProtocolIdSize = sizeof(alpn_name) - 1;
+    memcpy(out->ProtocolId, alpn_name, sizeof(alpn_name) - 1);
+}
+
+/* The structures that point to something; data NULL: to nothing. false: it
+   is none of them. */
+static bool tell_pointing(struct tw_script *s, ULONG attribute,
+                          const uint8_t *data, size_t len, void *out)
+{
+    SecPkgContext_IssuerListInfoEx *issuers = out;
+    SecPkgContext_KeyingMaterial *material = out;
+    SecPkgContext_Bindings *bindings = out;
+
+    switch (attribute) {
+    case SECPKG_ATTR_REMOTE_CERT_CONTEXT:
+    case SECPKG_ATTR_REMOTE_CERT_CHAIN:
+    case SECPKG_ATTR_LOCAL_CERT_CONTEXT:
+        *(PCCERT_CONTEXT *)out =
+            data == NULL ? NULL : make_context(s, data, len);
+        return true;
+    case SECPKG_ATTR_ISSUER_LIST_EX:
+        issuers->aIssuers = NULL;
+        issuers->cIssuers = 0;
+        if (data != NULL) {
+            issuers->aIssuers = blobs(s, data, len, &issuers->cIssuers);
+        }
+        return true;
+    case SECPKG_ATTR_KEYING_MATERIAL:
+        material->cbKeyingMaterial = (ULONG)len;
+        material->pbKeyingMaterial = data == NULL ? NULL
+                                                  : given(s, data, len);
+        return true;
+    case SECPKG_ATTR_UNIQUE_BINDINGS:
+    case SECPKG_ATTR_ENDPOINT_BINDINGS:
+        bindings->BindingsLength = (ULONG)len;
+        bindings->Bindings = data == NULL ? NULL : given(s, data, len);
+        return true;
+    default:
+        return false;
+    }
+}
+
+static void tell_material(struct tw_script *s, void *out)
+{
+    uint8_t *material = keep(NULL, s->material);
+
+    memset(material, FILL, s->material);
+    (void)tell_pointing(s, SECPKG_ATTR_KEYING_MATERIAL, material,
+                        s->material, out);
+    keep_free(material);
+}
+
+/* Without an entry: the script's world. */
+static SECURITY_STATUS tell_world(struct tw_script *s, ULONG attribute,
+                                  void *out)
+{
+    SecPkgContext_ConnectionInfo *connection = out;
+
+    switch (attribute) {
+    case SECPKG_ATTR_STREAM_SIZES:
+        *(SecPkgContext_StreamSizes *)out = s->sizes;
+        return SEC_E_OK;
+    case SECPKG_ATTR_CONNECTION_INFO:
+        if (s->protocol == 0) {
+            return SEC_E_INVALID_HANDLE;
+        }
+        memset(connection, 0, sizeof(*connection));
+        connection->dwProtocol = s->protocol == TW_TLS1_3
+                                     ? SP_PROT_TLS1_3_CLIENT
+                                     : SP_PROT_TLS1_2_CLIENT;
+        return SEC_E_OK;
+    case SECPKG_ATTR_APPLICATION_PROTOCOL:
+        tell_alpn(out);
+        return SEC_E_OK;
+    case SECPKG_ATTR_REMOTE_CERT_CONTEXT:
+        if (s->remote != TW_REMOTE_CERT) {
+            return s->remote == TW_REMOTE_NONE ? SEC_E_NO_CREDENTIALS
+                                               : SEC_E_INVALID_HANDLE;
+        }
+        (void)tell_pointing(s, attribute, s->remote_der, s->remote_len,
+                            out);
+        return SEC_E_OK;
+    case SECPKG_ATTR_LOCAL_CERT_CONTEXT:
+        return SEC_E_NO_CREDENTIALS;
+    case SECPKG_ATTR_ISSUER_LIST_EX:
+        (void)tell_pointing(s, attribute, an_issuer, sizeof(an_issuer),
+                            out);
+        return SEC_E_OK;
+    case SECPKG_ATTR_KEYING_MATERIAL:
+        tell_material(s, out);
+        return SEC_E_OK;
+    default:
+        return SEC_E_UNSUPPORTED_FUNCTION;
+    }
+}
+
+static SECURITY_STATUS SEC_ENTRY query(PCtxtHandle handle, ULONG attribute,
+                                       void *out)
 {
     struct tw_script *s = script_of(handle);
     struct tw_script_call *call;
@@ -517,21 +732,52 @@ static SECURITY_STATUS ENTRY query(PCtxtHandle handle, ULONG attribute,
     e = optional(s, TW_SLOT_QUERY);
     call->has_context = 1;
     call->flags = attribute;
-    if (e != NULL
-        && (e->attribute < 0 || e->attribute == (int64_t)attribute)) {
-        if (e->token != NULL) {
-            memcpy(out, e->token, e->token_len);
-        }
-        return played(s, e);
+    if (e == NULL
+        || (e->attribute >= 0 && e->attribute != (int64_t)attribute)) {
+        return call->status = tell_world(s, attribute, out);
     }
-    if (attribute == SECPKG_ATTR_STREAM_SIZES) {
-        *(SecPkgContext_StreamSizes *)out = s->sizes;
-        return call->status = SEC_E_OK;
+    if (e->status == SEC_E_OK
+        && !tell_pointing(s, attribute, e->data, e->data_len, out)
+        && e->token != NULL) {
+        memcpy(out, e->token, e->token_len);
     }
-    return call->status = SEC_E_UNSUPPORTED_FUNCTION;
+    return played(s, e);
 }
 
-static SECURITY_STATUS ENTRY free_buffer(void *buffer)
+static SECURITY_STATUS SEC_ENTRY set_attribute(PCtxtHandle handle,
+                                               ULONG attribute, void *value,
+                                               ULONG len)
+{
+    struct tw_script *s = script_of(handle);
+    const SecPkgContext_KeyingMaterialInfo *ask = value;
+    struct tw_script_call *call;
+    struct tw_script_entry *e;
+
+    if (s == NULL) {
+        return SEC_E_INVALID_HANDLE;
+    }
+    call = note(s, TW_SLOT_SET);
+    e = optional(s, TW_SLOT_SET);
+    call->has_context = 1;
+    call->flags = attribute;
+    if (attribute == SECPKG_ATTR_KEYING_MATERIAL_INFO
+        && len == sizeof(*ask)) {
+        s->material = ask->cbKeyingMaterial;
+        call->input_len = (size_t)ask->cbLabel + ask->cbContextValue;
+        call->input = keep(NULL, call->input_len);
+        memcpy(call->input, ask->pszLabel, ask->cbLabel);
+        if (ask->cbContextValue > 0) {
+            memcpy(call->input + ask->cbLabel, ask->pbContextValue,
+                   ask->cbContextValue);
+        }
+        call->status = SEC_E_OK;
+    } else {
+        call->status = SEC_E_UNSUPPORTED_FUNCTION;
+    }
+    return e == NULL ? call->status : played(s, e);
+}
+
+static SECURITY_STATUS SEC_ENTRY free_buffer(void *buffer)
 {
     struct given *g = buffer;
 
@@ -555,7 +801,7 @@ static SecBuffer *buffer_of(PSecBufferDesc desc, ULONG type)
     return NULL;
 }
 
-static SECURITY_STATUS ENTRY encrypt(PCtxtHandle handle, ULONG qop,
+static SECURITY_STATUS SEC_ENTRY encrypt(PCtxtHandle handle, ULONG qop,
                                      PSecBufferDesc desc, ULONG seq)
 {
     struct tw_script *s = script_of(handle);
@@ -636,7 +882,7 @@ static void usual_parts(struct tw_script_entry *e, size_t len)
     e->part_count = 4;
 }
 
-static SECURITY_STATUS ENTRY decrypt(PCtxtHandle handle,
+static SECURITY_STATUS SEC_ENTRY decrypt(PCtxtHandle handle,
                                      PSecBufferDesc desc, ULONG seq,
                                      ULONG *qop)
 {
@@ -695,16 +941,23 @@ static SECURITY_STATUS ENTRY decrypt(PCtxtHandle handle,
 }
 
 static const SecurityFunctionTableW function_table = {
+    .AcquireCredentialsHandleW = acquire_credentials,
     .FreeCredentialsHandle = free_credentials,
     .InitializeSecurityContextW = initialize_context,
     .AcceptSecurityContext = accept_context,
     .DeleteSecurityContext = delete_context,
     .ApplyControlToken = apply_control,
     .QueryContextAttributesW = query,
+    .SetContextAttributesW = set_attribute,
     .FreeContextBuffer = free_buffer,
     .EncryptMessage = encrypt,
     .DecryptMessage = decrypt,
 };
+
+const SecurityFunctionTableW *tw_script_table(void)
+{
+    return &function_table;
+}
 
 /* --- the provider's own slots --- */
 
@@ -745,9 +998,7 @@ static enum tw_status acquire(const struct tw_credentials_config *config,
         return tw_error_set(err, TW_E_TLS, (int32_t)status,
                             "the script refuses the credentials");
     }
-    out->dwLower = (uintptr_t)s;
-    out->dwUpper = 0;
-    s->alive.credentials++;
+    new_credentials(s, out);
     return TW_DONE;
 }
 

@@ -2,14 +2,20 @@
  * A scripted SecurityFunctionTableW, for tests: every answer that SSPI
  * documents can be had anywhere, without Windows and without a peer.
  *
+ * It plays beneath two providers. tw_provider_scripted has it for a table
+ * and answers by itself what SSPI leaves to a provider: so the core is
+ * tested. provider_schannel.c gets it in place of secur32's own
+ * (tw_script_table): so is that file, whatever it asks and is answered.
+ *
  * A script is a list of entries, each an expected call with its answer.
  * Calls that move data (steps, EncryptMessage, DecryptMessage) must come in
  * the script's order; another one is a problem (tw_script_problem) and
  * fails with SEC_E_INTERNAL_ERROR. Calls that only ask or end something
- * (QueryContextAttributes, ApplyControlToken, acquiring, the verdict) are
- * answered by the script if its next entry is theirs, and otherwise from
- * the script's world: sizes, protocol, the peer's certificate, alerts. An
- * entry may change the world. Everything that was called is in the log.
+ * (QueryContextAttributes, SetContextAttributes, ApplyControlToken,
+ * acquiring, the verdict) are answered by the script if its next entry is
+ * theirs, and otherwise from the script's world: sizes, protocol, the
+ * peer's certificate, alerts. An entry may change the world. Everything
+ * that was called is in the log.
  *
  * Handles and certificates lead to the script that they came from;
  * tw_script_use says whose credentials `acquire` makes. A certificate's
@@ -31,7 +37,8 @@ enum tw_slot {
     TW_SLOT_DECRYPT,
     TW_SLOT_CONTROL, /* ApplyControlToken */
     TW_SLOT_QUERY,
-    TW_SLOT_ACQUIRE,
+    TW_SLOT_SET,     /* SetContextAttributes */
+    TW_SLOT_ACQUIRE, /* AcquireCredentialsHandle, or tw_provider.acquire */
     TW_SLOT_VERDICT,
     TW_SLOT_SEAL,    /* tw_provider.seal, .open and .forbid_resumption; an */
     TW_SLOT_OPEN,    /* engine without them where the script has no entry */
@@ -62,13 +69,13 @@ struct tw_script_entry {
     int has_context;       /* step: an existing context, 1 or 0 */
     ULONG flags_set;       /* step: requirements that must be there */
     ULONG flags_clear;     /* step: and those that must not */
-    int64_t attribute;     /* query: which; control: the token's type */
+    int64_t attribute;     /* query, set: which; control: the token's type */
     const uint8_t *input;  /* step: the TOKEN; else the DATA as given */
     size_t input_len;
     int no_input;          /* step: 1: no TOKEN buffer may be there */
     /* answers */
     const uint8_t *token;  /* step: TOKEN; verdict: the alert; query: the
-                              structure */
+                              structure, if it is one that does not point */
     size_t token_len;
     const uint8_t *alert;  /* step: SECBUFFER_ALERT */
     size_t alert_len;
@@ -76,7 +83,10 @@ struct tw_script_entry {
     int64_t missing;       /* bytes of MISSING; below 0: none reported */
     int64_t attributes;    /* step: context attributes; below 0: as asked */
     bool no_handle;        /* step: success without a new context */
-    const uint8_t *data;   /* decrypt: plaintext, written at parts' DATA */
+    const uint8_t *data;   /* decrypt: plaintext, written at parts' DATA;
+                              query: what the structure points to: a
+                              certificate, a binding, key material, or
+                              issuers, each with a NUL */
     size_t data_len;
     struct tw_script_part parts[4]; /* decrypt: the buffers after it */
     size_t part_count;     /* 0: HEADER, DATA, TRAILER and EXTRA */
@@ -97,11 +107,24 @@ struct tw_script_call {
     enum tw_slot slot;
     SECURITY_STATUS status; /* what it was answered */
     int has_context;
-    ULONG flags;       /* step: requirements; query: attribute */
+    ULONG flags;       /* step: requirements; query, set: attribute */
     ULONG buffers;     /* how many input buffers; 0: no descriptor */
     ULONG types[4];    /* their types as given */
-    uint8_t *input;    /* TOKEN or DATA as given; owned by the log */
+    uint8_t *input;    /* TOKEN or DATA as given; acquire: struct
+                          tw_script_asked; set: a label with its NUL, then
+                          its context; owned by the log */
     size_t input_len;
+};
+
+/* AcquireCredentialsHandle's arguments, of whichever version. */
+struct tw_script_asked {
+    ULONG use;       /* SECPKG_CRED_... */
+    ULONG version;   /* SCHANNEL_CRED_VERSION, SCH_CREDENTIALS_VERSION */
+    ULONG certs;     /* how many */
+    ULONG flags;     /* SCH_... */
+    ULONG lifespan;
+    ULONG protocols; /* SP_PROT_..., those enabled */
+    ULONG min_bits, max_bits; /* 0 in version 5 */
 };
 
 struct tw_script_alive {
@@ -129,6 +152,14 @@ void tw_script_count(const struct tw_script *, struct tw_script_alive *);
 /* Whose credentials the provider acquires from now on; NULL: it has no
    function table. */
 void tw_script_use(struct tw_script *);
+/* The table itself, whatever is in use: a credential that nobody is in use
+   for is SEC_E_NO_CREDENTIALS. */
+const SecurityFunctionTableW *tw_script_table(void);
+/* What SECPKG_ATTR_REMOTE_CERT_CONTEXT and its kin give for the bytes of a
+   certificate; they are asked for with one only. */
+typedef PCCERT_CONTEXT (*tw_script_context)(struct tw_script *,
+                                            const uint8_t *der, size_t len);
+void tw_script_contexts(tw_script_context);
 /* A certificate of the script; NULL: out of memory. */
 struct tw_cert *tw_script_cert_new(struct tw_script *, const uint8_t *der,
                                    size_t len);

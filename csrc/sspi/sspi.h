@@ -41,6 +41,13 @@ typedef int32_t SECURITY_STATUS;
 typedef uint32_t ULONG;
 typedef uint16_t SEC_WCHAR; /* UTF-16 code unit, as on Windows */
 
+#define SEC_ENTRY /* the calling convention is the platform's own */
+
+typedef struct _SECURITY_INTEGER {
+    ULONG LowPart;
+    int32_t HighPart;
+} TimeStamp, *PTimeStamp;
+
 typedef struct _SecHandle {
     uintptr_t dwLower;
     uintptr_t dwUpper;
@@ -77,6 +84,7 @@ typedef struct _SecBufferDesc {
 #define SECBUFFER_ALERT 17
 #define SECBUFFER_APPLICATION_PROTOCOLS 18
 
+#define UNISP_NAME_W u"Microsoft Unified Security Protocol Provider"
 #define SECPKG_CRED_INBOUND 1
 #define SECPKG_CRED_OUTBOUND 2
 #define SECURITY_NATIVE_DREP 16
@@ -133,16 +141,6 @@ typedef struct _SecBufferDesc {
 #define SEC_E_APPLICATION_PROTOCOL_MISMATCH TW_HR(0x80090367)
 #define SEC_E_UNSUPPORTED_PREAUTH TW_HR(0x80090343)
 #define SEC_E_INVALID_PARAMETER TW_HR(0x8009035D)
-#define SCARD_E_NO_SMARTCARD TW_HR(0x8010000C)
-#define SCARD_E_NO_READERS_AVAILABLE TW_HR(0x8010002E)
-#define SCARD_W_REMOVED_CARD TW_HR(0x80100069)
-#define SCARD_W_WRONG_CHV TW_HR(0x8010006B)
-#define SCARD_W_CHV_BLOCKED TW_HR(0x8010006C)
-#define SCARD_W_CANCELLED_BY_USER TW_HR(0x8010006E)
-#define NTE_PERM TW_HR(0x80090010)
-#define NTE_BAD_KEYSET TW_HR(0x80090016)
-#define NTE_SILENT_CONTEXT TW_HR(0x80090022)
-#define NTE_USER_CANCELLED TW_HR(0x80090036)
 #define CRYPT_E_REVOKED TW_HR(0x80092010)
 #define CRYPT_E_NO_REVOCATION_CHECK TW_HR(0x80092012)
 #define CRYPT_E_REVOCATION_OFFLINE TW_HR(0x80092013)
@@ -173,6 +171,64 @@ typedef struct _SecBufferDesc {
 #define SP_PROT_TLS1_3_SERVER 0x00001000
 #define SP_PROT_TLS1_3_CLIENT 0x00002000
 
+/* What AcquireCredentialsHandle takes: version 4 since Windows 2000,
+   version 5 since Windows 10 1809, the first that knows TLS 1.3. */
+typedef const struct _CERT_CONTEXT *PCCERT_CONTEXT; /* crypt32's */
+
+#define SCHANNEL_CRED_VERSION 4
+typedef struct _SCHANNEL_CRED {
+    ULONG dwVersion; /* SCHANNEL_CRED_VERSION */
+    ULONG cCreds;
+    PCCERT_CONTEXT *paCred;
+    void *hRootStore;
+    ULONG cMappers;
+    void *aphMappers;
+    ULONG cSupportedAlgs;
+    void *palgSupportedAlgs;
+    ULONG grbitEnabledProtocols; /* SP_PROT_... */
+    ULONG dwMinimumCipherStrength; /* bits */
+    ULONG dwMaximumCipherStrength;
+    ULONG dwSessionLifespan; /* milliseconds; (ULONG)-1: no cache */
+    ULONG dwFlags;           /* SCH_... */
+    ULONG dwCredFormat;
+} SCHANNEL_CRED;
+
+typedef struct _TLS_PARAMETERS {
+    ULONG cAlpnIds;
+    void *rgstrAlpnIds;
+    ULONG grbitDisabledProtocols; /* SP_PROT_... */
+    ULONG cDisabledCrypto;
+    void *pDisabledCrypto;
+    ULONG dwFlags;
+} TLS_PARAMETERS;
+
+#define SCH_CREDENTIALS_VERSION 5
+typedef struct _SCH_CREDENTIALS {
+    ULONG dwVersion; /* SCH_CREDENTIALS_VERSION */
+    ULONG dwCredFormat;
+    ULONG cCreds;
+    PCCERT_CONTEXT *paCred;
+    void *hRootStore;
+    ULONG cMappers;
+    void *aphMappers;
+    ULONG dwSessionLifespan; /* milliseconds; (ULONG)-1: no cache */
+    ULONG dwFlags;           /* SCH_... */
+    ULONG cTlsParameters;
+    TLS_PARAMETERS *pTlsParameters;
+} SCH_CREDENTIALS;
+
+#define SCH_CRED_NO_SYSTEM_MAPPER 0x00000002
+#define SCH_CRED_NO_SERVERNAME_CHECK 0x00000004
+#define SCH_CRED_MANUAL_CRED_VALIDATION 0x00000008
+#define SCH_CRED_NO_DEFAULT_CREDS 0x00000010
+#define SCH_CRED_USE_DEFAULT_CREDS 0x00000040
+#define SCH_CRED_DISABLE_RECONNECTS 0x00000080
+#define SCH_CRED_REVOCATION_CHECK_END_CERT 0x00000100
+#define SCH_CRED_IGNORE_NO_REVOCATION_CHECK 0x00000800
+#define SCH_CRED_IGNORE_REVOCATION_OFFLINE 0x00001000
+#define SCH_SEND_AUX_RECORD 0x00200000
+#define SCH_USE_STRONG_CRYPTO 0x00400000
+
 #define SCHANNEL_SHUTDOWN 1
 #define SCHANNEL_ALERT 2
 #define SCHANNEL_SESSION 3
@@ -182,6 +238,12 @@ typedef struct _SCHANNEL_ALERT_TOKEN {
     ULONG dwAlertType;   /* TLS1_ALERT_WARNING or _FATAL */
     ULONG dwAlertNumber; /* RFC 8446, section 6 */
 } SCHANNEL_ALERT_TOKEN;
+
+#define SSL_SESSION_DISABLE_RECONNECTS 2
+typedef struct _SCHANNEL_SESSION_TOKEN {
+    ULONG dwTokenType; /* SCHANNEL_SESSION */
+    ULONG dwFlags;     /* SSL_SESSION_DISABLE_RECONNECTS */
+} SCHANNEL_SESSION_TOKEN;
 
 #define TLS1_ALERT_WARNING 1
 #define TLS1_ALERT_FATAL 2
@@ -199,6 +261,9 @@ typedef struct _SCHANNEL_ALERT_TOKEN {
 #define SECPKG_ATTR_CONNECTION_INFO 0x5a
 #define SECPKG_ATTR_SESSION_INFO 0x5d
 #define SECPKG_ATTR_CIPHER_INFO 0x64
+#define SECPKG_ATTR_REMOTE_CERT_CHAIN 0x67
+#define SECPKG_ATTR_KEYING_MATERIAL_INFO 0x6a
+#define SECPKG_ATTR_KEYING_MATERIAL 0x6b
 
 typedef struct _SecPkgContext_StreamSizes {
     ULONG cbHeader;
@@ -281,12 +346,31 @@ typedef struct _SecPkgContext_IssuerListInfoEx {
     ULONG cIssuers;
 } SecPkgContext_IssuerListInfoEx;
 
+typedef struct _SecPkgContext_KeyingMaterialInfo {
+    uint16_t cbLabel; /* with its NUL */
+    char *pszLabel;
+    uint16_t cbContextValue;
+    uint8_t *pbContextValue;
+    ULONG cbKeyingMaterial;
+} SecPkgContext_KeyingMaterialInfo;
+
+typedef struct _SecPkgContext_KeyingMaterial {
+    ULONG cbKeyingMaterial;
+    uint8_t *pbKeyingMaterial; /* FreeContextBuffer */
+} SecPkgContext_KeyingMaterial;
+
 /*
  * The slots of SecurityFunctionTableW that TLS uses, with their SDK names
  * and argument order. This table is only ever compiled against itself, so
- * the slots that TLS never calls are left out.
+ * the slots that TLS never calls are left out. An engine of ours leaves
+ * AcquireCredentialsHandleW and SetContextAttributesW empty: tw_provider
+ * has acquire and binding for them.
  */
 typedef struct _SECURITY_FUNCTION_TABLE_W {
+    SECURITY_STATUS (*AcquireCredentialsHandleW)(
+        SEC_WCHAR *principal, SEC_WCHAR *package, ULONG use, void *logon,
+        void *auth, void *get_key, void *key_argument, PCredHandle,
+        PTimeStamp expiry);
     SECURITY_STATUS (*FreeCredentialsHandle)(PCredHandle);
     SECURITY_STATUS (*InitializeSecurityContextW)(
         PCredHandle, PCtxtHandle, SEC_WCHAR *target, ULONG req, ULONG,
@@ -298,6 +382,8 @@ typedef struct _SECURITY_FUNCTION_TABLE_W {
     SECURITY_STATUS (*DeleteSecurityContext)(PCtxtHandle);
     SECURITY_STATUS (*ApplyControlToken)(PCtxtHandle, PSecBufferDesc);
     SECURITY_STATUS (*QueryContextAttributesW)(PCtxtHandle, ULONG, void *);
+    SECURITY_STATUS (*SetContextAttributesW)(PCtxtHandle, ULONG, void *,
+                                             ULONG len);
     SECURITY_STATUS (*FreeContextBuffer)(void *);
     SECURITY_STATUS (*EncryptMessage)(
         PCtxtHandle, ULONG qop, PSecBufferDesc, ULONG seq);

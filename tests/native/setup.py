@@ -1,10 +1,15 @@
-"""Build ``_testnative``: the C floors below Python, made reachable for pytest.
+"""Build the extensions for tests: the C floors below Python, for pytest.
 
     python tests/native/setup.py build_ext      (from anywhere)
 
-The module lands in build/testnative and never in a wheel. The switches are
+``_testnative`` has them as they are on this platform. ``_testschannel``
+has provider_schannel.c over the scripted table, on systems other than
+Windows, with tests/native/sdk in the place of Windows' SDK.
+
+The modules land in build/testnative and never in a wheel. The switches are
 those of the project's own setup.py: TWAPI_TLS_SANITIZE, _DEBUG, _WERROR,
-_COVERAGE. TWAPI_TLS_TESTNATIVE names another place for the module.
+_COVERAGE, and _WINDOWS, which cross-builds ``_testnative`` for the lane.
+TWAPI_TLS_TESTNATIVE names another place for the modules.
 """
 
 from __future__ import annotations
@@ -16,10 +21,14 @@ import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-WINDOWS = sys.platform == "win32"
+CSRC = ROOT / "csrc"
+WINDOWS_PYTHON = os.environ.get("TWAPI_TLS_WINDOWS", "")
+CROSS = bool(WINDOWS_PYTHON)
+WINDOWS = CROSS or sys.platform == "win32"
 OTHER_PLATFORMS = {"openssl", "posix"} if WINDOWS else {"schannel", "crypt32", "winsock", "win32"}
 WRAPPED = ("malloc", "calloc", "realloc", "free")
 
@@ -36,26 +45,26 @@ def pkg_config(option: str) -> list[str]:
     return shlex.split(answer.stdout)
 
 
-def extension() -> Extension:
-    sources = [
-        path
-        for floor in ("sspi", "core", "wire")
-        for path in sorted((ROOT / "csrc" / floor).glob("*.c"))
-        if not OTHER_PLATFORMS & set(path.stem.split("_"))
-    ]
-    sources += sorted((HERE / "ext").glob("*.c"))
-    debug = switched_on("TWAPI_TLS_DEBUG")
+def extension(name: str, sources: list[Path], folders: list[Path]) -> Extension:
+    """A module of these files and all of csrc/core; folders go before the system's headers."""
     compile_args = ["-std=c11", "-O1", "-g", "-fvisibility=hidden", "-Wall", "-Wextra"]
-    link_args = [f"-Wl,--wrap={name}" for name in WRAPPED]
+    link_args = [f"-Wl,--wrap={function}" for function in WRAPPED]
+    macros = [("_GNU_SOURCE", "1"), ("TW_WRAPPED_MALLOC", "1")]
     libraries: list[str] = []
+    library_dirs: list[str] = []
     if WINDOWS:
-        libraries = ["secur32", "crypt32", "ncrypt", "ws2_32"]
+        libraries = ["secur32", "crypt32", "ncrypt", "bcrypt", "ws2_32", "ole32", "advapi32"]
+        macros += [("UNICODE", "1"), ("_UNICODE", "1"), ("WIN32_LEAN_AND_MEAN", "1")]
     else:
-        compile_args += [*pkg_config("--cflags"), "-pthread"]
-        link_args += [*pkg_config("--libs"), "-pthread"]
+        compile_args.append("-pthread")
+        link_args.append("-pthread")
+    if CROSS:
+        libraries.append("python3")
+        library_dirs.append(WINDOWS_PYTHON)
+        link_args.append("-static-libgcc")
     if switched_on("TWAPI_TLS_WERROR"):
         compile_args.append("-Werror")
-    if debug or switched_on("TWAPI_TLS_COVERAGE"):
+    if switched_on("TWAPI_TLS_DEBUG") or switched_on("TWAPI_TLS_COVERAGE"):
         compile_args.append("-O0")
     if switched_on("TWAPI_TLS_COVERAGE"):
         compile_args.append("--coverage")
@@ -69,21 +78,77 @@ def extension() -> Extension:
         ]
         link_args.append(f"-fsanitize={sanitizers}")
     return Extension(
-        "_testnative",
+        name,
         sources=[str(path) for path in sources],
         depends=[
             str(path)
-            for folder in (ROOT / "csrc", HERE / "ext")
+            for folder in (CSRC, HERE / "ext", HERE / "sdk")
             for path in sorted(folder.rglob("*.h"))
         ],
-        include_dirs=[str(ROOT / "csrc")],
-        define_macros=[("_GNU_SOURCE", "1"), ("TW_WRAPPED_MALLOC", "1")],
+        include_dirs=[str(folder) for folder in (*folders, CSRC, HERE / "ext")],
+        define_macros=macros,
         undef_macros=["NDEBUG"],
         extra_compile_args=compile_args,
         extra_link_args=link_args,
+        library_dirs=library_dirs,
         libraries=libraries,
         language="c",
     )
+
+
+def testnative() -> Extension:
+    sources = [
+        path
+        for floor in ("sspi", "core", "wire")
+        for path in sorted((CSRC / floor).glob("*.c"))
+        if not OTHER_PLATFORMS & set(path.stem.split("_"))
+    ]
+    module = extension("_testnative", [*sources, *sorted((HERE / "ext").glob("*.c"))], [])
+    if not WINDOWS:
+        module.extra_compile_args += pkg_config("--cflags")
+        module.extra_link_args += pkg_config("--libs")
+    return module
+
+
+def testschannel() -> Extension:
+    sources = [CSRC / "sspi" / name for name in ("provider_schannel.c", "scripted.c")]
+    sources += sorted((CSRC / "core").glob("*.c"))
+    sources += [HERE / "ext" / f"{name}.c" for name in ("alloc", "floors", "played", "support")]
+    sources += sorted((HERE / "sdk").glob("*.c"))
+    return extension("_testschannel", sources, [HERE / "sdk"])
+
+
+class Build(build_ext):
+    """Objects of each module apart; for Windows with mingw where that is asked for."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        if CROSS:  # this system's Python.h describes this system
+            self.include_dirs = [str(Path(WINDOWS_PYTHON) / "include")]
+            self.library_dirs = []
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return f"{fullname}.pyd" if CROSS else super().get_ext_filename(fullname)
+
+    def build_extensions(self) -> None:
+        if CROSS:
+            compiler = os.environ.get("CC", "x86_64-w64-mingw32-gcc")
+            self.compiler.set_executables(
+                preprocessor=f"{compiler} -E",
+                compiler=compiler,
+                compiler_so=compiler,
+                linker_so=f"{compiler} -shared",
+                linker_exe=compiler,
+            )
+        super().build_extensions()
+
+    def build_extension(self, ext: Extension) -> None:
+        place = self.build_temp
+        self.build_temp = os.path.join(place, ext.name)
+        try:
+            super().build_extension(ext)
+        finally:
+            self.build_temp = place
 
 
 place = Path(os.environ.get("TWAPI_TLS_TESTNATIVE", ROOT / "build" / "testnative")).resolve()
@@ -93,7 +158,8 @@ setup(
     version="0",
     py_modules=[],
     packages=[],
-    ext_modules=[extension()],
+    ext_modules=[testnative()] if WINDOWS else [testnative(), testschannel()],
+    cmdclass={"build_ext": Build},
     options={
         "build_ext": {"build_lib": str(place), "build_temp": str(place / "objects")},
     },

@@ -5,7 +5,11 @@
  *   floors.c   record, hello, buffer, status: pure functions
  *   alloc.c    malloc and its kin, made to fail by number (linker's --wrap)
  *   raw.c      the engine's SecurityFunctionTableW, buffers by hand
- *   played.c   tw_credentials and tw_session over the scripted engine
+ *   played.c   tw_credentials and tw_session over the scripted table
+ *   support.c  what these share
+ *
+ * The same files, but raw.c, make _testschannel with those of ../sdk: there
+ * provider_schannel.c is the engine over the scripted table.
  */
 #ifndef TW_TESTS_EXT_H
 #define TW_TESTS_EXT_H
@@ -17,6 +21,19 @@
 #include <Python.h>
 
 #include <stdbool.h>
+#include <stdint.h>
+
+struct tw_cert;
+struct tw_provider;
+struct tw_script;
+
+/* Whom played.c drives over the scripted table; module.c of each module. */
+struct ext_engine {
+    const struct tw_provider *provider;
+    struct tw_cert *(*cert_new)(struct tw_script *, const uint8_t *text,
+                                size_t len);
+};
+extern const struct ext_engine ext_engine;
 
 /* Each adds its functions and types; 0, or -1 with an exception. */
 int ext_add_floors(PyObject *module);

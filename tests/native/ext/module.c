@@ -1,25 +1,10 @@
 /* _testnative: the module itself. */
 #include "ext.h"
 
-PyTypeObject *ext_add_type(PyObject *module, PyType_Spec *spec,
-                           const char *name)
-{
-    PyObject *type = PyType_FromSpec(spec);
+#include "sspi/scripted.h"
 
-    if (type == NULL || PyModule_AddObjectRef(module, name, type) != 0) {
-        Py_XDECREF(type);
-        return NULL;
-    }
-    return (PyTypeObject *)type; /* kept for the life of the process */
-}
-
-PyObject *ext_bytes(const void *data, size_t len)
-{
-    if (data == NULL) {
-        Py_RETURN_NONE;
-    }
-    return PyBytes_FromStringAndSize(data, (Py_ssize_t)len);
-}
+const struct ext_engine ext_engine = {&tw_provider_scripted,
+                                      tw_script_cert_new};
 
 static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT,

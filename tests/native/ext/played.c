@@ -1,5 +1,5 @@
 /*
- * tw_credentials and tw_session over the scripted engine, call by call.
+ * tw_credentials and tw_session over the scripted table, call by call.
  *
  * Every call answers with its status; nothing raises for an error of TLS.
  * The error that the call gave is in `last`, the one that stands in
@@ -17,8 +17,8 @@ static PyTypeObject *script_type;
 static PyTypeObject *credentials_type;
 
 static const char *const slot_names[TW_SLOT_COUNT] = {
-    "step", "encrypt", "decrypt", "control",
-    "query", "acquire", "verdict", "seal", "open", "forbid", "delete",
+    "step", "encrypt", "decrypt", "control", "query", "set",
+    "acquire", "verdict", "seal", "open", "forbid", "delete",
 };
 
 struct script {
@@ -362,8 +362,9 @@ static PyObject *error_dict(const struct tw_error *e)
 static PyObject *credentials_new(PyTypeObject *type, PyObject *args,
                                  PyObject *kwargs)
 {
-    static char *names[] = {"script", "role", "certs", "store", "flags",
-                            NULL};
+    static char *names[] = {"script",   "role",     "certs",    "store",
+                            "flags",    "protocols", "min_bits", "max_bits",
+                            "ciphers", "lifespan", NULL};
     struct tw_credentials_config config;
     struct tw_cert *certs[8];
     struct tw_store *store = NULL;
@@ -372,18 +373,20 @@ static PyObject *credentials_new(PyTypeObject *type, PyObject *args,
     PyObject *script;
     PyObject *list = NULL;
     int role;
-    int with_store = 0;
+    int with_store = 0; /* 1: the chain, 2: the roots */
     unsigned long flags = 0; /* TW_CRED_... */
+    unsigned long protocols = 0; /* TW_TLS1_... */
     Py_ssize_t n = 0;
     Py_ssize_t i;
 
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!i|Opk", names,
-                                     script_type, &script, &role, &list,
-                                     &with_store, &flags)) {
-        return NULL;
-    }
     memset(&config, 0, sizeof(config));
     tw_error_clear(&err);
+    if (!PyArg_ParseTupleAndKeywords(
+            args, kwargs, "O!i|Oikkiizi", names, script_type, &script,
+            &role, &list, &with_store, &flags, &protocols, &config.min_bits,
+            &config.max_bits, &config.ciphers, &config.session_lifespan)) {
+        return NULL;
+    }
     n = list == NULL ? 0 : PySequence_Size(list);
     for (i = 0; i < n && i < 8; i++) {
         PyObject *item = PySequence_GetItem(list, i);
@@ -394,9 +397,12 @@ static PyObject *credentials_new(PyTypeObject *type, PyObject *args,
             Py_ssize_t len;
 
             if (PyBytes_AsStringAndSize(item, &data, &len) == 0) {
-                certs[i] = tw_script_cert_new(
+                certs[i] = ext_engine.cert_new(
                     ((struct script *)script)->script,
                     (const uint8_t *)data, (size_t)len);
+                if (certs[i] == NULL) {
+                    (void)tw_error_set(&err, TW_E_NOMEM, 0, NULL);
+                }
             }
         }
         Py_XDECREF(item);
@@ -404,17 +410,20 @@ static PyObject *credentials_new(PyTypeObject *type, PyObject *args,
     n = i;
     config.role = (enum tw_role)role;
     config.flags = (uint32_t)flags;
+    config.protocols = (uint32_t)protocols;
     config.certs = certs;
     config.cert_count = (size_t)n;
-    if (with_store) {
-        (void)tw_provider_scripted.store_new(&store, &err);
-        config.chain = store;
-        config.roots = store;
+    if (with_store != 0) {
+        (void)ext_engine.provider->store_new(&store, &err);
+        config.chain = (with_store & 1) != 0 ? store : NULL;
+        config.roots = (with_store & 2) != 0 ? store : NULL;
     }
     self = make(type);
     if (self != NULL) {
-        self->credentials =
-            tw_credentials_new(&tw_provider_scripted, &config, &err);
+        if (err.status == TW_DONE) {
+            self->credentials =
+                tw_credentials_new(ext_engine.provider, &config, &err);
+        }
         self->keeps = Py_NewRef(script);
         if (self->credentials == NULL) {
             PyObject *why = error_dict(&err);
@@ -425,9 +434,9 @@ static PyObject *credentials_new(PyTypeObject *type, PyObject *args,
         }
     }
     for (i = 0; i < n; i++) {
-        tw_provider_scripted.cert_free(certs[i]);
+        ext_engine.provider->cert_free(certs[i]);
     }
-    tw_provider_scripted.store_free(store);
+    ext_engine.provider->store_free(store);
     return (PyObject *)self;
 }
 
@@ -525,7 +534,7 @@ static PyObject *session_new(PyTypeObject *type, PyObject *args,
     }
     self->keeps = Py_NewRef(script);
     tw_error_clear(&self->last);
-    self->session = tw_session_new(&tw_provider_scripted, &config, &err);
+    self->session = tw_session_new(ext_engine.provider, &config, &err);
     if (self->session == NULL) {
         PyObject *why = error_dict(&err);
 
@@ -827,6 +836,36 @@ static bool add_bytes(void *arg, const char *key, const void *data,
     return !bad;
 }
 
+/* what issuers() wants: no more than so many */
+struct few {
+    PyObject *list;
+    Py_ssize_t most;
+};
+
+static bool add_few(void *arg, const char *key, const void *data, size_t len)
+{
+    struct few *few = arg;
+
+    return add_bytes(few->list, key, data, len)
+           && PyList_Size(few->list) < few->most;
+}
+
+/* issuers(most) -> (status, [names]) */
+static PyObject *session_issuers(PyObject *self, PyObject *arg)
+{
+    struct few few = {PyList_New(0), PyLong_AsSsize_t(arg)};
+    struct tw_error *err;
+    struct tw_session *s = of(self, &err);
+
+    if (few.list == NULL || (few.most == -1 && PyErr_Occurred() != NULL)) {
+        Py_XDECREF(few.list);
+        return NULL;
+    }
+    return Py_BuildValue("(iN)",
+                         (int)tw_session_issuers(s, add_few, &few, err),
+                         few.list);
+}
+
 /* everything that the session says of itself */
 static PyObject *session_facts(PyObject *self, PyObject *ignored)
 {
@@ -839,7 +878,9 @@ static PyObject *session_facts(PyObject *self, PyObject *ignored)
     struct tw_cert *local = NULL;
     struct tw_credentials *cred = tw_session_credentials(s);
     const uint8_t *der = NULL;
+    const uint8_t *own = NULL;
     size_t der_len = 0;
+    size_t own_len = 0;
     uint8_t bound[16];
     size_t bound_len = sizeof(bound);
     PyObject *issuers = PyList_New(0);
@@ -857,9 +898,12 @@ static PyObject *session_facts(PyObject *self, PyObject *ignored)
     st_facts = (int)tw_session_facts(s, &facts, &err);
     st_remote = (int)tw_session_remote_cert(s, &remote, &err);
     if (remote != NULL) {
-        tw_provider_scripted.cert_der(remote, &der, &der_len);
+        ext_engine.provider->cert_der(remote, &der, &der_len);
     }
     st_local = (int)tw_session_local_cert(s, &local, &err);
+    if (local != NULL) {
+        ext_engine.provider->cert_der(local, &own, &own_len);
+    }
     st_binding = (int)tw_session_binding(s, TW_BIND_EXPORTER, "x", NULL, 0,
                                          bound, &bound_len, &err);
     tw_session_error(s, &standing);
@@ -868,7 +912,7 @@ static PyObject *session_facts(PyObject *self, PyObject *ignored)
         tw_session_ocsp(s, add_bytes, staple);
         answer = Py_BuildValue(
             "{s:i,s:n,s:n,s:n,s:O,s:O,s:k,s:s,s:i,s:k,s:s,s:i,s:N,s:i,s:i,"
-            "s:i,s:O,s:O,s:N,s:O,s:O}",
+            "s:i,s:O,s:O,s:N,s:O,s:O,s:i,s:i,s:i,s:s,s:s,s:N}",
             "state", (int)tw_session_state(s), "missing",
             (Py_ssize_t)tw_session_missing(s), "pending",
             (Py_ssize_t)tw_session_pending(s), "input",
@@ -883,14 +927,50 @@ static PyObject *session_facts(PyObject *self, PyObject *ignored)
             "issuers", issuers, "staple", staple, "error",
             error_dict(&standing), "hello",
             hello != NULL ? Py_True : Py_False, "credentials",
-            cred != NULL ? Py_True : Py_False);
+            cred != NULL ? Py_True : Py_False, "suite", (int)facts.suite,
+            "bits", facts.bits, "resumed", facts.resumed, "suite_name",
+            facts.suite_name, "cipher_name", facts.cipher_name, "local",
+            ext_bytes(own, own_len));
     }
-    if (remote != NULL) {
-        tw_provider_scripted.cert_free(remote);
-    }
+    ext_engine.provider->cert_free(remote);
+    ext_engine.provider->cert_free(local);
     tw_credentials_free(cred);
     Py_XDECREF(issuers);
     Py_XDECREF(staple);
+    return answer;
+}
+
+/* binding(kind, label, context, room) -> (status, bytes): enum tw_binding */
+static PyObject *session_binding(PyObject *self, PyObject *args)
+{
+    struct tw_error *err;
+    struct tw_session *s;
+    const char *label;
+    const char *context;
+    Py_ssize_t context_len;
+    Py_ssize_t room;
+    PyObject *answer;
+    uint8_t *out;
+    size_t len;
+    enum tw_status st;
+    int kind;
+
+    if (!PyArg_ParseTuple(args, "izz#n:binding", &kind, &label, &context,
+                          &context_len, &room)) {
+        return NULL;
+    }
+    out = PyMem_Malloc((size_t)room + 1);
+    if (out == NULL) {
+        return PyErr_NoMemory();
+    }
+    s = of(self, &err);
+    len = (size_t)room;
+    st = tw_session_binding(s, (enum tw_binding)kind, label,
+                            (const uint8_t *)context, (size_t)context_len,
+                            out, &len, err);
+    answer = Py_BuildValue("(iy#)", (int)st, (char *)out,
+                           st == TW_DONE ? (Py_ssize_t)len : 0);
+    PyMem_Free(out);
     return answer;
 }
 
@@ -920,6 +1000,8 @@ static PyMethodDef session_methods[] = {
     {"set_credentials", session_set_credentials, METH_VARARGS, NULL},
     {"set_certificate", session_set_certificate, METH_VARARGS, NULL},
     {"facts", session_facts, METH_NOARGS, NULL},
+    {"binding", session_binding, METH_VARARGS, NULL},
+    {"issuers", session_issuers, METH_O, NULL},
     {"last", session_last, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
