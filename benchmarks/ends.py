@@ -81,15 +81,24 @@ class Ours:
     would_block: tuple[type[BaseException], ...] = (BlockingIOError,)
 
     def __init__(self, certificates: Certificates, kind: Kind = TLS13) -> None:
+        self.certificates = certificates
+        self.kind: dict[str, Any] = {"protocols": [kind.version], "ciphers": kind.ciphers}
         store = tls.cert_temporary_store(pem=certificates.server)
-        roots = tls.cert_temporary_store(pem=certificates.root)
-        common: dict[str, Any] = {"protocols": [kind.version], "ciphers": kind.ciphers}
         self.server_credentials = tls.sspi_acquire_credentials(
             role="server",
-            credentials=tls.sspi_schannel_credentials(certificates=store, **common),
+            credentials=tls.sspi_schannel_credentials(certificates=store, **self.kind),
         )
-        self.client_config = tls.sspi_schannel_credentials(rootstore=roots, **common)
+        self.roots = self.new_roots()
+        self.client_config = self.new_client_config()
         self.client_credentials = self.new_client_credentials()
+
+    def new_roots(self) -> tls.Store:
+        """The anchors, as a set of its own."""
+        return tls.cert_temporary_store(pem=self.certificates.root)
+
+    def new_client_config(self, roots: tls.Store | None = None) -> tls.CredentialsConfig:
+        """A client that trusts these anchors, else the common ones."""
+        return tls.sspi_schannel_credentials(rootstore=roots or self.roots, **self.kind)
 
     def new_client_credentials(self) -> tls.Credentials:
         """A client without sessions to resume."""

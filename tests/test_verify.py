@@ -1003,3 +1003,45 @@ def test_many_verifications_at_once(world: World) -> None:
     for thread in threads:
         thread.join(30)
     assert verdicts == ["ok"] * 80
+
+
+# --- a path that was found good is remembered; what it does not settle is not
+
+
+def judged(leaf: bytes, world: World, roots: Store, **options: Any) -> str:
+    """The verdict as a client's handshake asks for it."""
+    options.setdefault("server", HOST)
+    code = _native.Certificate.from_der(leaf).verify(
+        extra=store_of([world.middle]).native, roots=roots.native, **options
+    )[0]
+    return RESULTS.get(code, hex(code)) if code else "ok"
+
+
+def test_a_good_path_vouches_for_nothing_else(world: World) -> None:
+    roots = store_of([world.root])
+    for _ in range(2):
+        assert judged(world.leaf.der, world, roots) == "ok"
+    assert judged(world.leaf.der, world, roots, server="b.example") == "cnmatch"
+    assert judged(world.leaf.der, world, roots, usages=[CLIENT_AUTH.dotted_string]) == "wrongusage"
+    assert judged(world.leaf.der, world, roots, server=None) == "wrongusage"
+    assert judged(world.leaf.der, world, roots, revocation="all") == "revocationunknown"
+    forged = bytearray(world.leaf.der)
+    forged[-1] ^= 1
+    assert judged(bytes(forged), world, roots) == "signature"
+    assert judged(world.leaf.der, world, store_of([authority("Another root")])) == "partialchain"
+    assert judged(world.leaf.der, world, roots) == "ok"
+
+
+def test_a_bad_path_is_asked_again(world: World) -> None:
+    roots = tls.cert_temporary_store()
+    assert judged(world.leaf.der, world, roots) == "partialchain"
+    tls.cert_store_add_encoded_certificate(roots, world.root.der)
+    assert judged(world.leaf.der, world, roots) == "ok"
+
+
+def test_what_was_good_only_with_errors_ignored_is_asked_again(world: World) -> None:
+    roots = store_of([world.root])
+    old = mint("World old", world.middle, names=[HOST], begins=-2 * DAY, ends=-DAY)
+    ignore = _native.IGNORE["time"]
+    assert judged(old.der, world, roots, ignore=ignore) == "ok"
+    assert judged(old.der, world, roots) == "time"

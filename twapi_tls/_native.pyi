@@ -83,8 +83,9 @@ class Certificate:
         cache_end_cert: bool = False,
         root_update: bool = True,
         machine: bool = False,
+        path: bool = False,
     ) -> tuple[int, int, str, Store | None]:
-        """(code, depth, detail, chain); code 0 is ok; codes in CERT_E_ form."""
+        """(code, depth, detail, path); code 0 is ok; codes in CERT_E_ form."""
     @staticmethod
     def from_der(data: Buffer, /) -> Certificate: ...
 

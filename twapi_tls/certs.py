@@ -664,7 +664,6 @@ def cert_tls_verify(
     exclusiveroots = check_flag("exclusiveroots", exclusiveroots)
     if exclusiveroots and roots is None:
         roots = _native.Store()  # none at all, which is not "the system's"
-    extra = joined(cert.native.chain(), None if hstore is None else hstore.native)
     ignore = ignore_bits(ignoreerrors)
     mode = modes[revocationcheck]
     if ignore & _native.IGNORE["revocation"]:
@@ -673,7 +672,7 @@ def cert_tls_verify(
         server=None if server is None else a_label(server),
         check_name=server is not None and not ignore & _native.IGNORE["name"],
         common_name=check_flag("commonname", commonname),
-        extra=extra,
+        extra=None if hstore is None else hstore.native,
         roots=roots if exclusiveroots else None,
         more_roots=None if exclusiveroots else roots,
         revocation=mode,
@@ -700,8 +699,8 @@ def issuers_not_found(cert: Certificate, chain: Store | None) -> list[_native.Ce
     if len(came_with_it) < 2:
         return []
     usage = _native.IGNORE["usage"]
-    whole = cert.native.verify(extra=came_with_it, ignore=usage)[3]
-    found = _native.Certificate.from_der(cert.der()).verify(ignore=usage)[3]
+    whole = cert.native.verify(extra=came_with_it, ignore=usage, path=True)[3]
+    found = _native.Certificate.from_der(cert.der()).verify(ignore=usage, path=True)[3]
     known = set() if found is None else {found[at].der() for at in range(len(found))}
     path = [] if whole is None else [whole[at] for at in range(1, len(whole))]
     return [

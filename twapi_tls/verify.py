@@ -71,7 +71,6 @@ def default_verdict(
         server=peersubject,
         check_name=True,
         common_name=policy.common_name,
-        extra=cert.chain(),
         roots=policy.roots,
         revocation=policy.revocation,
         ignore=policy.ignore,

@@ -455,17 +455,12 @@ static enum tw_status verify_peer(struct twapi_tls_context *x,
     struct bytes ocsp = {NULL, 0, false};
     struct tw_verify_config config;
     struct tw_cert *cert = NULL;
-    struct tw_store *chain = NULL;
     enum tw_status st;
 
     memset(verdict, 0, sizeof(*verdict));
     st = tw_session_remote_cert(x->session, &cert, err);
     if (st != TW_DONE) {
         return st;
-    }
-    st = p->cert_chain(cert, &chain, err);
-    if (st != TW_DONE) {
-        goto done;
     }
     tw_session_ocsp(x->session, keep_bytes, &ocsp);
     if (ocsp.failed) {
@@ -475,7 +470,6 @@ static enum tw_status verify_peer(struct twapi_tls_context *x,
     memset(&config, 0, sizeof(config));
     config.server = x->role == TW_CLIENT ? x->target : NULL;
     config.check_name = x->role == TW_CLIENT;
-    config.extra = chain;
     config.roots = x->credentials->roots;
     config.ocsp = ocsp.data;
     config.ocsp_len = ocsp.len;
@@ -485,15 +479,8 @@ static enum tw_status verify_peer(struct twapi_tls_context *x,
     if (st == TW_DONE) {
         verdict->code = peer_code(verdict->code);
     }
-    if (verdict->chain != NULL) {
-        p->store_free(verdict->chain);
-        verdict->chain = NULL;
-    }
 done:
     free(ocsp.data);
-    if (chain != NULL) {
-        p->store_free(chain);
-    }
     p->cert_free(cert);
     return st;
 }

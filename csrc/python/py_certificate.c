@@ -279,6 +279,7 @@ enum {
     V_CACHE_END_CERT,
     V_ROOT_UPDATE,
     V_MACHINE,
+    V_PATH,
     V_COUNT
 };
 
@@ -394,6 +395,7 @@ static int parse_verification(struct verification *v,
         tw_arg_bool(given[V_COMMON_NAME], &v->config.common_name) < 0 ||
         tw_arg_bool(given[V_USAGE_ANY], &v->config.usage_any) < 0 ||
         tw_arg_bool(given[V_FETCH], &v->config.fetch) < 0 ||
+        tw_arg_bool(given[V_PATH], &v->config.want_path) < 0 ||
         parse_numbers(v, given) < 0 || parse_flags(v, given) < 0 ||
         parse_stores(v, state, given) < 0 ||
         parse_usages(v, given[V_USAGES]) < 0) {
@@ -412,18 +414,18 @@ static int parse_verification(struct verification *v,
 static PyObject *verdict_tuple(struct tw_module *state,
                                struct tw_verdict *verdict)
 {
-    PyObject *chain = verdict->chain != NULL
-                          ? tw_store_wrap(state, verdict->chain)
-                          : Py_NewRef(Py_None);
+    PyObject *path = verdict->path != NULL
+                         ? tw_store_wrap(state, verdict->path)
+                         : Py_NewRef(Py_None);
     PyObject *detail = PyUnicode_DecodeUTF8(
         verdict->detail, (Py_ssize_t)strlen(verdict->detail), "replace");
     PyObject *result = NULL;
 
-    if (chain != NULL && detail != NULL) {
+    if (path != NULL && detail != NULL) {
         result = Py_BuildValue("(liOO)", (long)verdict->code,
-                               verdict->depth, detail, chain);
+                               verdict->depth, detail, path);
     }
-    Py_XDECREF(chain);
+    Py_XDECREF(path);
     Py_XDECREF(detail);
     return result;
 }
@@ -457,7 +459,7 @@ static PyObject *run_verification(PyObject *self, struct verification *v)
     }
     Py_END_ALLOW_THREADS
     if (st != TW_DONE) {
-        tw_provider_default()->store_free(verdict.chain);
+        tw_provider_default()->store_free(verdict.path);
         return tw_error_raise(state, &err);
     }
     return verdict_tuple(state, &verdict);
@@ -468,13 +470,14 @@ PyDoc_STRVAR(verify_doc,
 "    roots=None, more_roots=None, revocation='none', ignore=0,\n"
 "    usages=None, usage_any=False, ocsp=None, fetch=False,\n"
 "    fetch_timeout=15.0, cache_end_cert=False, root_update=True,\n"
-"    machine=False)\n"
-"    -> (code, depth, detail, chain)\n\n"
+"    machine=False, path=False)\n"
+"    -> (code, depth, detail, path)\n\n"
 "Builds and judges its path. code: 0 if it is good, else a CERT_E_ code;\n"
 "depth: of the certificate it is about, 0 for this one; detail: the\n"
-"engine's sentence; chain: the path as a Store, or None. server: the name\n"
-"to compare, None for a client's certificate. roots: the only anchors,\n"
-"None for the system's; more_roots: besides them. ignore: IGNORE bits.\n"
+"engine's sentence; path: it as a Store if asked for, else None. server:\n"
+"the name to compare, None for a client's certificate. extra: what may\n"
+"stand between, besides what came with it. roots: the only anchors, None\n"
+"for the system's; more_roots: besides them. ignore: IGNORE bits.\n"
 "usages: dotted OIDs. ocsp: a stapled answer in DER. fetch: may go to the\n"
 "network, at most fetch_timeout seconds. cache_end_cert, root_update,\n"
 "machine (the machine's trust, not the user's): for an engine that does\n"
@@ -488,7 +491,7 @@ static PyObject *certificate_verify(PyObject *self, PyObject *const *args,
         NAMES("server", "check_name", "common_name", "extra", "roots",
               "more_roots", "revocation", "ignore", "usages", "usage_any",
               "ocsp", "fetch", "fetch_timeout", "cache_end_cert",
-              "root_update", "machine"),
+              "root_update", "machine", "path"),
         0, 0};
     PyObject *given[V_COUNT];
     PyObject *result = NULL;

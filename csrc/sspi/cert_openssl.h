@@ -2,14 +2,16 @@
  * Shared by the certificate rooms of the OpenSSL engine, and by nobody
  * else: cert_openssl.c (objects, names, errors), info_openssl.c (what they
  * say), store_openssl.c and import_openssl.c (sets of them and how they are
- * read), system_openssl.c (the system's sets), verify_openssl.c and
- * revoke_openssl.c (whether to believe them). The slots of the provider
- * table that they fill are in openssl_internal.h.
+ * read), system_openssl.c (the system's sets), verify_openssl.c,
+ * revoke_openssl.c and path_openssl.c (whether to believe them). The slots
+ * of the provider table that they fill are in openssl_internal.h.
  *
  * Functions that return bool: false means out of memory.
  */
 #ifndef TW_SSPI_CERT_OPENSSL_H
 #define TW_SSPI_CERT_OPENSSL_H
+
+#include <time.h>
 
 #include <openssl/bio.h>
 #include <openssl/x509.h>
@@ -92,15 +94,20 @@ enum tw_status tw_openssl_store_merge(struct tw_store *, struct tw_bundle *,
 bool tw_openssl_store_snapshot(struct tw_store *, STACK_OF(X509) *certs,
                                STACK_OF(X509_CRL) *crls);
 
+/* The number of what the store holds at present, 0 for NULL: no other store
+   has it, nor this one once something was added. */
+uint64_t tw_openssl_store_edition(struct tw_store *);
+
 /* --- system_openssl.c --- */
 
-/* The system's roots as new references: as a store, as a list; each may be
-   NULL. */
-bool tw_openssl_system_roots(X509_STORE **trust, STACK_OF(X509) **certs);
+/* The system's roots as new references: as a store, as a list; and their
+   edition. Each may be NULL. */
+bool tw_openssl_system_roots(X509_STORE **trust, STACK_OF(X509) **certs,
+                             uint64_t *edition);
 
 bool tw_openssl_trust_all(X509_STORE *trust, STACK_OF(X509) *certs);
 
-/* --- verify_openssl.c and revoke_openssl.c --- */
+/* --- verify_openssl.c, revoke_openssl.c and path_openssl.c --- */
 
 /* Which class of trouble an X509_V_ERR_... is: decides the code, what
    ignores it, and which of two is the one to report (the lower). */
@@ -125,8 +132,11 @@ enum tw_trouble {
 /* One verification. */
 struct tw_trial {
     const struct tw_verify_config *config;
+    time_t now;               /* when the question is asked */
     X509 *leaf;               /* borrowed */
-    X509_STORE *trust;        /* owned: the anchors */
+    X509_STORE *trust;        /* owned: the anchors; NULL if the path was
+                                 remembered */
+    uint64_t anchors[2];      /* their editions: roots, more roots */
     STACK_OF(X509) *extra;    /* owned: what may stand between */
     STACK_OF(X509_CRL) *crls; /* owned */
     STACK_OF(X509) *path;     /* owned: what was built */
@@ -156,5 +166,15 @@ void tw_trial_check_stapled(struct tw_trial *);
 /* CRLs for every certificate whose revocation is open; true if there are
    new ones. */
 bool tw_trial_fetch_crls(struct tw_trial *);
+
+/* A number that was never given out before; not 0. */
+uint64_t tw_openssl_new_edition(void);
+
+/* The path, if the same question had a good one before; needs leaf, extra
+   and anchors. */
+bool tw_trial_recall(struct tw_trial *);
+
+/* Keeps a path that was built, if it is good. */
+void tw_trial_remember(const struct tw_trial *);
 
 #endif

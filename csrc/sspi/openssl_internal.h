@@ -29,6 +29,7 @@ struct tw_cert {
 struct tw_store {
     struct tw_count refs;
     struct tw_lock lock;         /* around all below */
+    uint64_t edition;            /* of certs; 0: nobody asked yet */
     struct tw_cert **certs;      /* owned references, in order of adding */
     size_t count, room;
     STACK_OF(X509_CRL) *crls;    /* owned; NULL if none */

@@ -89,7 +89,8 @@ struct tw_verify_config {
                                  certificate is a client's */
     bool check_name;          /* compare with server */
     bool common_name;         /* fall back to CN where there is no SAN */
-    struct tw_store *extra;   /* intermediates and CRLs; may be NULL */
+    struct tw_store *extra;   /* intermediates and CRLs besides what came
+                                 with the certificate; may be NULL */
     struct tw_store *roots;   /* exclusive trust anchors; NULL: system's */
     struct tw_store *more_roots; /* besides the system's; may be NULL */
     enum tw_revocation revocation;
@@ -102,6 +103,7 @@ struct tw_verify_config {
     size_t ocsp_len;
     bool fetch;               /* may go to the network for CRLs (AIA) */
     int fetch_timeout_ms;
+    bool want_path;           /* in the verdict */
     uint32_t flags;           /* TW_VERIFY_... */
     void (*gathered)(void *); /* called at most once, as soon as the three
                                  stores are needed no more: by an engine
@@ -115,7 +117,8 @@ struct tw_verdict {
                           SEC_E_WRONG_PRINCIPAL); see tw_code_for_peer */
     int depth;         /* of the certificate it is about, 0 the leaf */
     char detail[256];  /* the engine's sentence, may be "" */
-    struct tw_store *chain; /* the path that was built, leaf first */
+    struct tw_store *path; /* the one that was built, leaf first; the
+                              caller's; NULL where it is not wanted */
 };
 
 /* What of a connection is worth knowing; UTF-8, "" or 0 when unknown. */

@@ -71,6 +71,21 @@ size_t tw_openssl_store_count(struct tw_store *store)
     return count;
 }
 
+uint64_t tw_openssl_store_edition(struct tw_store *store)
+{
+    uint64_t edition = 0;
+
+    if (store != NULL) {
+        tw_lock_acquire(&store->lock);
+        if (store->edition == 0) {
+            store->edition = tw_openssl_new_edition();
+        }
+        edition = store->edition;
+        tw_lock_release(&store->lock);
+    }
+    return edition;
+}
+
 struct tw_cert *tw_openssl_store_get(struct tw_store *store, size_t index)
 {
     struct tw_cert *cert = NULL;
@@ -152,6 +167,7 @@ enum tw_status tw_openssl_store_add(struct tw_store *store,
     }
     place(store->certs, &store->count, item);
     item = NULL;
+    store->edition = 0;
 done:
     tw_openssl_cert_free(item);
     tw_lock_release(&store->lock);
@@ -400,6 +416,7 @@ static enum tw_status merge_lock_held(struct tw_store *store,
     free_certs(store->certs, store->count);
     store->certs = next;
     store->count = count;
+    store->edition = 0;
     store->room = room + 1;
     next = NULL;
     count = 0;

@@ -28,6 +28,7 @@ static struct {
     char *key;             /* the environment they were read under */
     X509_STORE *trust;     /* of certs */
     STACK_OF(X509) *certs; /* owned references */
+    uint64_t edition;      /* of this set */
 } roots;
 
 static CRYPTO_ONCE roots_once = CRYPTO_ONCE_STATIC_INIT;
@@ -262,6 +263,7 @@ static bool roots_refresh_lock_held(void)
         roots.key = key;
         roots.trust = trust;
         roots.certs = certs;
+        roots.edition = tw_openssl_new_edition();
     } else {
         OPENSSL_free(key);
         X509_STORE_free(trust);
@@ -272,7 +274,8 @@ static bool roots_refresh_lock_held(void)
 }
 
 /* New references to what is asked for; false when out of memory. */
-bool tw_openssl_system_roots(X509_STORE **trust, STACK_OF(X509) **certs)
+bool tw_openssl_system_roots(X509_STORE **trust, STACK_OF(X509) **certs,
+                             uint64_t *edition)
 {
     bool ok;
 
@@ -289,6 +292,9 @@ bool tw_openssl_system_roots(X509_STORE **trust, STACK_OF(X509) **certs)
         *certs = X509_chain_up_ref(roots.certs);
         ok = *certs != NULL;
     }
+    if (ok && edition != NULL) {
+        *edition = roots.edition;
+    }
     tw_lock_release(&roots.lock);
     return ok;
 }
@@ -301,7 +307,7 @@ static enum tw_status open_root(struct tw_store *store,
     enum tw_status status;
 
     memset(&b, 0, sizeof b);
-    if (!tw_openssl_system_roots(NULL, &certs)) {
+    if (!tw_openssl_system_roots(NULL, &certs, NULL)) {
         return tw_openssl_no_memory(err);
     }
     b.certs = certs;

@@ -618,8 +618,8 @@ enum tw_status tw_crypt32_cert_verify(struct tw_cert *cert,
             st = attempt(&t, cert, t.more_roots, err);
         }
     }
-    if (st == TW_DONE) {
-        st = chain_store(&t, cert, &out->chain, err);
+    if (st == TW_DONE && config->want_path) {
+        st = chain_store(&t, cert, &out->path, err);
     }
     trial_fini(&t);
     return st;

@@ -429,6 +429,20 @@ static void check_all(struct tw_trial *t)
 
 /* --- putting it together --- */
 
+/* Which anchors these are: read before the anchors, so that a set that
+   changes meanwhile is never taken for the older one's. */
+static bool name_trust(struct tw_trial *t)
+{
+    const struct tw_verify_config *config = t->config;
+
+    t->anchors[1] = tw_openssl_store_edition(config->more_roots);
+    if (config->roots != NULL) {
+        t->anchors[0] = tw_openssl_store_edition(config->roots);
+        return true;
+    }
+    return tw_openssl_system_roots(NULL, NULL, &t->anchors[0]);
+}
+
 /* The anchors: given ones, the system's, or the system's and more. */
 static bool gather_trust(struct tw_trial *t)
 {
@@ -437,11 +451,11 @@ static bool gather_trust(struct tw_trial *t)
     bool ok = false;
 
     if (config->roots == NULL && config->more_roots == NULL) {
-        return tw_openssl_system_roots(&t->trust, NULL);
+        return tw_openssl_system_roots(&t->trust, NULL, NULL);
     }
     if (config->roots != NULL) {
         certs = sk_X509_new_null();
-    } else if (!tw_openssl_system_roots(NULL, &certs)) {
+    } else if (!tw_openssl_system_roots(NULL, &certs, NULL)) {
         return false;
     }
     t->trust = X509_STORE_new();
@@ -461,8 +475,7 @@ static bool gather(struct tw_trial *t, struct tw_cert *cert)
     t->extra = sk_X509_new_null();
     t->crls = sk_X509_CRL_new_null();
     if (t->extra == NULL || t->crls == NULL
-        || !tw_openssl_store_snapshot(t->config->extra, t->extra, t->crls)
-        || !gather_trust(t)) {
+        || !tw_openssl_store_snapshot(t->config->extra, t->extra, t->crls)) {
         return false;
     }
     for (i = 0; i < sk_X509_num(cert->chain); i++) {
@@ -567,7 +580,7 @@ enum tw_status tw_openssl_cert_verify(struct tw_cert *cert,
 {
     struct tw_trial t;
     enum tw_status status = TW_DONE;
-    bool gathered;
+    bool gathered, known;
 
     memset(out, 0, sizeof *out);
     memset(&t, 0, sizeof t);
@@ -578,14 +591,21 @@ enum tw_status tw_openssl_cert_verify(struct tw_cert *cert,
     t.revocation = config->revocation != TW_REVOKE_NONE
         && (config->ignore & TW_IGNORE_REVOCATION) == 0;
 
-    gathered = gather(&t, cert);
+    t.now = time(NULL);
+    t.worst = TW_TROUBLE_NONE;
+    gathered = gather(&t, cert) && name_trust(&t);
+    known = gathered && tw_trial_recall(&t);
+    gathered = gathered && (known || gather_trust(&t));
     if (config->gathered != NULL) {
         config->gathered(config->gathered_arg);
     }
-    if (!gathered || !build_best_path(&t)) {
+    if (!gathered || !(known || build_best_path(&t))) {
         status = tw_openssl_fail(err, TW_E_NOMEM, SEC_E_INTERNAL_ERROR,
                                  "the verification could not run");
         goto done;
+    }
+    if (!known) {
+        tw_trial_remember(&t);
     }
     check_all(&t);
     /* URLs are followed only of a path that is good so far. */
@@ -599,7 +619,9 @@ enum tw_status tw_openssl_cert_verify(struct tw_cert *cert,
         check_all(&t);
     }
     judge_open(&t);
-    status = tw_openssl_store_of(cert, t.path, &out->chain, err);
+    if (config->want_path) {
+        status = tw_openssl_store_of(cert, t.path, &out->path, err);
+    }
     out->code = troubles[t.worst].code;
     out->depth = t.depth;
     memcpy(out->detail, t.detail, sizeof out->detail);

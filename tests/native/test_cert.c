@@ -1,7 +1,8 @@
 /*
  * Contract of the certificate half of the OpenSSL engine, on certificates
  * made here: keys marry their certificates, passwords are told apart from
- * damage, names match as RFC 6125 says, and verdicts have the right code.
+ * damage, names match as RFC 6125 says, verdicts have the right code, and a
+ * path is remembered as long as it is valid.
  *
  * Exit status 0 and one line per failure. Needs the OpenSSL rooms of csrc/sspi,
  * csrc/core/status.c, libssl, libcrypto.
@@ -15,7 +16,7 @@
 #include <openssl/rsa.h>
 #include <openssl/x509v3.h>
 
-#include "sspi/openssl_internal.h"
+#include "sspi/cert_openssl.h"
 
 static int failures;
 
@@ -162,7 +163,6 @@ static int32_t verdict(X509 *x509, const struct tw_verify_config *config)
 
     tw_error_clear(&err);
     CHECK(tw_openssl_cert_verify(cert, config, &v, &err) == TW_DONE);
-    tw_openssl_store_free(v.chain);
     tw_openssl_cert_free(cert);
     return v.code;
 }
@@ -203,6 +203,83 @@ static void test_verify(X509 *root, X509 *leaf, X509 *expired, X509 *client)
     tw_openssl_cert_free(anchor);
 }
 
+/* Is the path of leaf, with the anchor that has this edition, known at that
+   time? */
+static bool recalled(X509 *leaf, uint64_t anchor, time_t when)
+{
+    struct tw_verify_config config;
+    struct tw_trial t;
+    bool known;
+
+    memset(&config, 0, sizeof config);
+    memset(&t, 0, sizeof t);
+    t.config = &config;
+    t.leaf = leaf;
+    t.now = when;
+    t.anchors[0] = anchor;
+    known = tw_trial_recall(&t);
+    CHECK(!known || sk_X509_num(t.path) == 2);
+    CHECK(!known || sk_X509_value(t.path, 0) == leaf);
+    sk_X509_pop_free(t.path, X509_free);
+    return known;
+}
+
+static void remember(X509 *leaf, X509 *root, uint64_t anchor)
+{
+    struct tw_verify_config config;
+    struct tw_trial t;
+
+    memset(&config, 0, sizeof config);
+    memset(&t, 0, sizeof t);
+    t.config = &config;
+    t.leaf = leaf;
+    t.now = time(NULL);
+    t.anchors[0] = anchor;
+    t.worst = TW_TROUBLE_NONE;
+    t.path = sk_X509_new_null();
+    CHECK(sk_X509_push(t.path, leaf) && sk_X509_push(t.path, root));
+    tw_trial_remember(&t);
+    sk_X509_free(t.path);
+}
+
+static void test_remembered(X509 *root, EVP_PKEY *root_key, EVP_PKEY *key)
+{
+    X509 *leaf = make("brief", key, root, root_key, "DNS:a.test", NULL, 30);
+    X509 *other = make("other", key, root, root_key, "DNS:a.test", NULL, 30);
+    time_t now = time(NULL);
+    uint64_t anchor = tw_openssl_new_edition();
+    int i;
+
+    X509_gmtime_adj(X509_getm_notBefore(leaf), -100);
+    X509_gmtime_adj(X509_getm_notAfter(leaf), 100);
+    X509_sign(leaf, root_key, EVP_sha256());
+    remember(leaf, root, anchor);
+    CHECK(recalled(leaf, anchor, now));
+    CHECK(recalled(leaf, anchor, now + 90));
+    CHECK(!recalled(leaf, anchor, now + 110));
+    CHECK(recalled(leaf, anchor, now - 90));
+    CHECK(!recalled(leaf, anchor, now - 110));
+    CHECK(!recalled(leaf, tw_openssl_new_edition(), now));
+    CHECK(!recalled(other, anchor, now));
+
+    /* a day at most, however long it is valid */
+    remember(other, root, anchor);
+    CHECK(recalled(other, anchor, now + 86000));
+    CHECK(!recalled(other, anchor, now + 87000));
+
+    /* the same text under another signature is another certificate */
+    X509_sign(other, root_key, EVP_sha384());
+    CHECK(!recalled(other, anchor, now));
+
+    /* the oldest makes room */
+    for (i = 0; i < 100; i++) {
+        remember(leaf, root, tw_openssl_new_edition());
+    }
+    CHECK(!recalled(leaf, anchor, now));
+    X509_free(leaf);
+    X509_free(other);
+}
+
 int main(void)
 {
     EVP_PKEY *root_key = EVP_RSA_gen(2048), *key = EVP_EC_gen("P-256");
@@ -218,6 +295,7 @@ int main(void)
     test_import(root, leaf, key, stranger);
     test_names(leaf);
     test_verify(root, leaf, expired, client);
+    test_remembered(root, root_key, key);
     X509_free(root);
     X509_free(leaf);
     X509_free(expired);
