@@ -126,6 +126,7 @@ class Credentials:
         default_client_cert: bool = False,
         chooses: bool = False,
         install_chain: bool = False,
+        window: int = 0,
     ) -> None: ...
     @property
     def role(self) -> str: ...

@@ -589,7 +589,10 @@ class Channel(Streams):
         io_ = self._io
         if io_ is not None:
             with self._close_lock:
-                io_.close(timeout, graceful)
+                self._close_io(io_, timeout, graceful)
+
+    def _close_io(self, io_: ByteTransport, timeout: float, graceful: bool) -> None:
+        io_.close(timeout, graceful)
 
     def abort(self) -> None:
         """Closes at once: nothing waits, nothing is flushed; idempotent."""

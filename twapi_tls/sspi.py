@@ -75,6 +75,7 @@ class CredentialsConfig(NamedTuple):
     chain: Store | None = None
     clientcertificate: CertificateChooser | None = None
     install_intermediates: bool = False
+    parent_window: int | None = None
     policy: Policy = Policy()
 
 
@@ -158,6 +159,7 @@ def sspi_schannel_credentials(
     fetchtimeout: float = 15.0,
     clientcertificate: CertificateChooser | None = None,
     install_intermediates: bool = False,
+    parent_window: int | None = None,
 ) -> CredentialsConfig:
     """A description of credentials, checked; ``sspi_acquire_credentials`` takes it.
 
@@ -182,7 +184,12 @@ def sspi_schannel_credentials(
     those in memory: put what came with the certificates, and ``chain``, into
     the user's store of intermediates ("CA"), where they stay. Without it
     acquiring warns (RuntimeWarning) of those that would be left out. OpenSSL
-    sends them from memory and has nothing to do.
+    sends them from memory and has nothing to do. parent_window: the client's
+    private key may ask its user for a PIN or consent: the window (HWND) that
+    the questions belong to, 0 for none. The negotiation then runs in a
+    thread of its own, so that timeouts hold and an event loop goes on while
+    a question is open; one that is not answered in time stays on the screen
+    until it is. A window is Schannel's only.
 
     TypeError and ValueError for what cannot be honoured.
     """
@@ -221,6 +228,10 @@ def sspi_schannel_credentials(
         raise TypeError(f"sessionlifespan must be whole milliseconds, not {sessionlifespan!r}")
     if sessionlifespan is not None and sessionlifespan < 0:
         raise ValueError("sessionlifespan must not be negative")
+    if parent_window is not None and type(parent_window) is not int:
+        raise TypeError(f"parent_window must be a window's handle, not {parent_window!r}")
+    if parent_window is not None and not 0 <= parent_window < 1 << 63:
+        raise ValueError(f"parent_window must be a window's handle or 0, not {parent_window}")
     if clientcertificate is not None and not callable(clientcertificate):
         raise TypeError("clientcertificate must be callable")
     if chain is not None and not isinstance(chain, Store):
@@ -252,6 +263,7 @@ def sspi_schannel_credentials(
         chain=None if chain is None else Store(chain.native),
         clientcertificate=clientcertificate,
         install_intermediates=bool(install_intermediates),
+        parent_window=parent_window,
         policy=Policy(
             roots=None if rootstore is None else rootstore.native,
             revocation=_REVOCATION[revocationcheck],
@@ -278,6 +290,11 @@ class Credentials:
         if self._native is None:
             raise ValueError("the credentials were freed")
         return self._native
+
+    @property
+    def asks(self) -> bool:
+        """May the private key ask a person, for a PIN or consent?"""
+        return self.config.parent_window is not None
 
     @property
     def freed(self) -> bool:
@@ -326,6 +343,8 @@ def sspi_acquire_credentials(
         raise TypeError("credentials must come from sspi_schannel_credentials()")
     config = credentials
     side = roles[role]
+    if side == "server" and config.parent_window is not None:
+        raise ValueError("parent_window is for clients: a server's key must ask nobody")
     if side == "server" and not config.certificates:
         raise ValueError("server credentials need a certificate with a private key")
     native = _native.Credentials(
@@ -342,6 +361,7 @@ def sspi_acquire_credentials(
         default_client_cert=config.usedefaultclientcert,
         chooses=config.clientcertificate is not None,
         install_chain=config.install_intermediates,
+        window=config.parent_window or 0,
     )
     if _SENDS_WHAT_IS_FOUND and not config.install_intermediates:
         _warn_of_missing_issuers(config)
@@ -515,14 +535,18 @@ def make_session(
     )
 
 
-def answer_certificate(context: SspiContext) -> None:
-    """Answers WANT_CERTIFICATE through the chooser; what it raises, rises."""
+def answer_certificate(context: SspiContext) -> Credentials | None:
+    """Answers WANT_CERTIFICATE through the chooser, whose choice it returns.
+
+    What the chooser raises, rises.
+    """
     chosen = None
     if context.chooser is not None:
         chosen = context.chooser(context, context.session.issuers())
         if chosen is not None and not isinstance(chosen, Credentials):
             raise TypeError(f"clientcertificate must return Credentials or None, not {chosen!r}")
     context.session.set_certificate(None if chosen is None else chosen.native)
+    return chosen
 
 
 def sspi_client_context(

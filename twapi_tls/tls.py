@@ -16,10 +16,12 @@ import errno
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import _native
 from ._native import TLSError, TLSTimeoutError
+from .asking import Asker
 from .certs import Certificate
 from .channel import Channel, close_anything
 from .errors import Deadline, closed_error, make_error, timeout_error
@@ -27,7 +29,7 @@ from .events import ChannelEvents, report, require_loop, running_loop
 from .options import READ_ONLY, TLS_READ_ONLY
 from .sockets import PendingConnection
 from .sspi import ConnectionFacts, Credentials, Role, SspiContext, answer_certificate
-from .transport import TlsTransport, session_transport
+from .transport import ByteTransport, TlsTransport, session_transport
 from .verify import (
     Policy,
     Refusal,
@@ -43,6 +45,7 @@ from .verify import (
 if TYPE_CHECKING:
     import asyncio
 
+GRACE = 0.2  # seconds
 CredentialsChooser = Callable[[str, list[bytes], list[int]], Credentials]
 
 
@@ -70,8 +73,10 @@ class TlsChannel(Channel):
         self._verifier = verifier
         self._policy = policy or Policy()
         chooser = None
+        self._asks = False  # the private key may ask a person
         if isinstance(credentials, Credentials):
             chooser = credentials.config.clientcertificate
+            self._asks = credentials.asks
         self._context = SspiContext(
             session, role, target=peersubject, policy=self._policy, chooser=chooser, of_channel=True
         )
@@ -79,6 +84,7 @@ class TlsChannel(Channel):
         self._connector: PendingConnection | None = None
         self._started = False
         self._opened = False
+        self._asker: Asker | None = None  # a step that may wait for a person
         # Guards the four fields below; never held while anything is called.
         self._turn = threading.Condition(threading.Lock())
         self._driver: int | None = None  # the thread that drives
@@ -216,7 +222,7 @@ class TlsChannel(Channel):
         assert tls is not None
         while True:
             self._started = True
-            status = tls.handshake(deadline.left())
+            status = self._step(tls, deadline)
             if status == _native.DONE:
                 self._settle(None)
                 return True
@@ -226,8 +232,9 @@ class TlsChannel(Channel):
             elif status == _native.WANT_CREDENTIALS:
                 self._choose_credentials()
             elif status == _native.WANT_CERTIFICATE:
-                answer_certificate(self._context)
-            elif status in (_native.WANT_READ, _native.WANT_WRITE):
+                chosen = answer_certificate(self._context)
+                self._asks = self._asks or (chosen is not None and chosen.asks)
+            elif status in (None, _native.WANT_READ, _native.WANT_WRITE):
                 return False
             else:
                 raise make_error(
@@ -237,6 +244,33 @@ class TlsChannel(Channel):
                 )
             if self._closed:
                 raise closed_error("the channel was closed during the TLS negotiation")
+
+    def _step(self, tls: TlsTransport, deadline: Deadline) -> int | None:
+        """One step of the engine; None: the loop hears when it is over.
+
+        What may ask a person runs beside us. A non-blocking channel without
+        a loop has nobody to tell: it waits.
+        """
+        if not self._asks or (deadline.timeout == 0 and not self._driven):
+            return tls.handshake(deadline.left())
+        while True:
+            asker = self._asker
+            if asker is None:
+                asker = Asker(partial(tls.handshake, deadline.left()), self._kick)
+                self._asker = asker
+            left = deadline.left()
+            # Beyond the step's own timeout, which tells of a silent peer.
+            if not asker.wait(left + GRACE if left else left):
+                if deadline.timeout == 0:
+                    return None
+                raise timeout_error("the private key's use (a PIN or consent may be asked for)")
+            self._asker = None
+            try:
+                return asker.result()
+            except TLSTimeoutError:
+                if deadline.expired():
+                    raise
+                # the timeout of a call before this one
 
     def _connected(self, deadline: Deadline) -> bool:
         connector = self._connector
@@ -428,13 +462,20 @@ class TlsChannel(Channel):
             if self._io is not None:
                 # A transport whose close() raises must not hide the cause.
                 with suppress(Exception):
-                    self._io.close(0.0, False)
+                    self._close_io(self._io, 0.0, False)
             else:
                 self._session.close(0.0, False)
         connector, self._connector = self._connector, None
         if connector is not None:
             connector.cancel()
         self._free_credentials()
+
+    def _close_io(self, io_: ByteTransport, timeout: float, graceful: bool) -> None:
+        asker = self._asker
+        if asker is None or asker.over():
+            super()._close_io(io_, timeout, graceful)
+        else:
+            asker.leave(partial(io_.close, 0.0, False))
 
     def _free_credentials(self) -> None:
         if self._owns_credentials and isinstance(self._credentials, Credentials):
@@ -487,7 +528,7 @@ class TlsChannel(Channel):
             return False, False
         if self._opened:
             return super()._event_drives()
-        if self._tls is None or self._task is not None:
+        if self._tls is None or self._task is not None or self._asker is not None:
             return False, False
         return True, self._tls.output_pending() > 0
 

@@ -32,6 +32,7 @@ struct tw_credentials {
     const struct tw_provider *provider;
     enum tw_role role;
     bool resumes;            /* without TW_CRED_NO_RESUME */
+    void *window;            /* borrowed; as given */
     struct identity *identities;
     size_t identity_count;
     CredHandle *handles;     /* one per group */
@@ -307,6 +308,7 @@ struct tw_credentials *tw_credentials_new(
     c->provider = provider;
     c->role = config->role;
     c->resumes = (config->flags & TW_CRED_NO_RESUME) == 0;
+    c->window = config->window;
     if (provider->table() == NULL) {
         st = tw_error_set(err, TW_E_UNSUPPORTED,
                           (int32_t)SEC_E_SECPKG_NOT_FOUND,
@@ -365,6 +367,11 @@ enum tw_role tw_credentials_role(struct tw_credentials *c)
 bool tw_credentials_resumes(struct tw_credentials *c)
 {
     return c->resumes;
+}
+
+void *tw_credentials_window(struct tw_credentials *c)
+{
+    return c->window;
 }
 
 CredHandle *tw_credentials_handle(struct tw_credentials *c,

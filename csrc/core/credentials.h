@@ -26,6 +26,8 @@ const struct tw_provider *tw_credentials_provider(struct tw_credentials *);
 enum tw_role tw_credentials_role(struct tw_credentials *);
 /* May sessions of these credentials be resumed? */
 bool tw_credentials_resumes(struct tw_credentials *);
+/* The parent of windows that ask for a PIN; NULL if there is none. */
+void *tw_credentials_window(struct tw_credentials *);
 /* The engine's handle for a connection: host as in SNI, NULL if none. */
 CredHandle *tw_credentials_handle(struct tw_credentials *, const char *host);
 

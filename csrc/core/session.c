@@ -407,30 +407,51 @@ static SECURITY_STATUS call_engine_lock_held(struct tw_session *s,
     return status;
 }
 
+/* Whose windows ask for the PIN of these credentials' key. */
+static SECURITY_STATUS set_window_lock_held(struct tw_session *s)
+{
+    void *window = tw_credentials_window(s->credentials);
+    SECURITY_STATUS status = SEC_E_OK;
+
+    if (window != NULL && s->has_ctx && s->provider->set_window != NULL) {
+        status = s->provider->set_window(&s->ctx, window);
+    }
+    if (status < 0) {
+        (void)tw_error_set(&s->error, TW_E_UNSUPPORTED, (int32_t)status,
+                           "the TLS engine takes no parent window here");
+    }
+    return status;
+}
+
 /*
- * A client's first step. Where only the context can be told not to offer
- * resumption and the engine says that this came too late, the step is made
- * again, with a context that knows.
+ * A client's first step, and what the new context must know. Where only the
+ * context can be told not to offer resumption and the engine says that this
+ * came too late, the step is made again, with a context that knows.
  */
 static SECURITY_STATUS begin_lock_held(struct tw_session *s,
                                        SecBufferDesc *in, SecBufferDesc *out)
 {
     SECURITY_STATUS status = call_engine_lock_held(s, in, out);
-    SECURITY_STATUS forbidden;
+    SECURITY_STATUS told = SEC_E_OK;
 
-    if (!s->has_ctx || s->role != TW_CLIENT
-        || s->provider->forbid_resumption == NULL
-        || tw_credentials_resumes(s->credentials)) {
+    if (!s->has_ctx || s->role != TW_CLIENT) {
         return status;
     }
-    forbidden = s->provider->forbid_resumption(&s->ctx);
-    if (forbidden == SEC_I_CONTINUE_NEEDED) {
+    if (s->provider->forbid_resumption != NULL
+        && !tw_credentials_resumes(s->credentials)) {
+        told = s->provider->forbid_resumption(&s->ctx);
+    }
+    if (told == SEC_I_CONTINUE_NEEDED) {
         (void)s->table->DeleteSecurityContext(&s->ctx);
         s->has_ctx = false;
         free_tokens_lock_held(s, out);
-        return call_engine_lock_held(s, in, out);
+        status = call_engine_lock_held(s, in, out);
+        told = SEC_E_OK;
     }
-    return forbidden == SEC_E_OK ? status : forbidden;
+    if (told == SEC_E_OK && status >= 0) {
+        told = set_window_lock_held(s);
+    }
+    return told == SEC_E_OK ? status : told;
 }
 
 /*
@@ -1164,6 +1185,7 @@ enum tw_status tw_session_set_certificate(struct tw_session *s,
                                           struct tw_credentials *c,
                                           struct tw_error *err)
 {
+    SECURITY_STATUS told;
     enum tw_status st;
 
     tw_lock_acquire(&s->lock);
@@ -1186,6 +1208,9 @@ enum tw_status tw_session_set_certificate(struct tw_session *s,
         if (c != NULL) {
             replace_credentials_lock_held(s, c);
             st = choose_handle_lock_held(s);
+            if (st == TW_DONE && (told = set_window_lock_held(s)) < 0) {
+                st = engine_failed_lock_held(s, told);
+            }
         } else {
             s->use_supplied = true;
         }

@@ -108,6 +108,36 @@ static const struct code_entry codes[] = {
     CODE(SEC_E_QOP_NOT_SUPPORTED,
          "the TLS engine cannot give the protection asked for"),
 #endif
+    CODE(SCARD_E_NO_SMARTCARD,
+         "the smart card with the private key is not in a reader; insert it "
+         "and connect again"),
+    CODE(SCARD_E_NO_READERS_AVAILABLE,
+         "no smart card reader is connected; connect it and try again"),
+    CODE(SCARD_W_REMOVED_CARD,
+         "the smart card with the private key was taken out; insert it and "
+         "connect again"),
+    CODE(SCARD_W_WRONG_CHV,
+         "the PIN of the private key was wrong; connect again with the "
+         "right one, before the card is blocked"),
+    CODE(SCARD_W_CHV_BLOCKED,
+         "the smart card is blocked after too many wrong PINs; its issuer "
+         "can unblock it (PUK)"),
+    CODE(SCARD_W_CANCELLED_BY_USER,
+         "the question for the private key's PIN was cancelled; connect "
+         "again and enter it, or choose another certificate"),
+    CODE(NTE_PERM,
+         "access to the private key is denied: give this account the right "
+         "to read it (certlm.msc, All Tasks, Manage Private Keys), or run "
+         "elevated"),
+    CODE(NTE_BAD_KEYSET,
+         "the private key is not there: its container is gone or belongs "
+         "to another user; import the certificate with its key again"),
+    CODE(NTE_SILENT_CONTEXT,
+         "the private key asks its user for a PIN or consent, and nobody "
+         "can be asked here; use it in a session with a desktop"),
+    CODE(NTE_USER_CANCELLED,
+         "the use of the private key was not consented to; connect again "
+         "and consent, or choose another certificate"),
     CODE(CRYPT_E_REVOKED, "the certificate was revoked by its issuer"),
     CODE(CRYPT_E_NO_REVOCATION_CHECK,
          "nothing says whether the certificate was revoked: it names no "

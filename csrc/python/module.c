@@ -50,6 +50,16 @@ PyMODINIT_FUNC PyInit__native(void);
     X(SEC_E_APPLICATION_PROTOCOL_MISMATCH)                                 \
     X(SEC_E_UNSUPPORTED_PREAUTH)                                           \
     X(SEC_E_INVALID_PARAMETER)                                             \
+    X(SCARD_E_NO_SMARTCARD)                                                \
+    X(SCARD_E_NO_READERS_AVAILABLE)                                        \
+    X(SCARD_W_REMOVED_CARD)                                                \
+    X(SCARD_W_WRONG_CHV)                                                   \
+    X(SCARD_W_CHV_BLOCKED)                                                 \
+    X(SCARD_W_CANCELLED_BY_USER)                                           \
+    X(NTE_PERM)                                                            \
+    X(NTE_BAD_KEYSET)                                                      \
+    X(NTE_SILENT_CONTEXT)                                                  \
+    X(NTE_USER_CANCELLED)                                                  \
     X(CRYPT_E_REVOKED)                                                     \
     X(CRYPT_E_NO_REVOCATION_CHECK)                                         \
     X(CRYPT_E_REVOCATION_OFFLINE)                                          \

@@ -42,6 +42,7 @@ enum {
     C_DEFAULT_CERT,
     C_CHOOSES,
     C_INSTALL_CHAIN,
+    C_WINDOW,
     C_COUNT
 };
 
@@ -88,6 +89,7 @@ static int parse_numbers(struct tw_credentials_config *config,
                          PyObject **given)
 {
     int64_t protocols = 0, min_bits = 0, max_bits = 0, lifespan = 0;
+    int64_t window = 0;
     bool resume = true, default_cert = false, chooses = false;
     bool install = false;
 
@@ -102,7 +104,10 @@ static int parse_numbers(struct tw_credentials_config *config,
         tw_arg_bool(given[C_RESUME], &resume) < 0 ||
         tw_arg_bool(given[C_DEFAULT_CERT], &default_cert) < 0 ||
         tw_arg_bool(given[C_CHOOSES], &chooses) < 0 ||
-        tw_arg_bool(given[C_INSTALL_CHAIN], &install) < 0) {
+        tw_arg_bool(given[C_INSTALL_CHAIN], &install) < 0 ||
+        tw_arg_int(given[C_WINDOW], "window", 0,
+                   sizeof(void *) == 8 ? INT64_MAX : UINT32_MAX,
+                   &window) < 0) {
         return -1;
     }
     config->protocols = (uint32_t)protocols;
@@ -113,6 +118,7 @@ static int parse_numbers(struct tw_credentials_config *config,
                     (default_cert ? TW_CRED_DEFAULT_CLIENT_CERT : 0) |
                     (chooses ? TW_CRED_CHOOSES : 0) |
                     (install ? TW_CRED_INSTALL_CHAIN : 0);
+    config->window = (void *)(uintptr_t)window;
     return 0;
 }
 
@@ -169,18 +175,19 @@ static PyObject *credentials_tp_new(PyTypeObject *type, PyObject *args,
                             "max_bits",    "ciphers",
                             "session_lifespan", "resume",
                             "default_client_cert", "chooses",
-                            "install_chain", NULL};
+                            "install_chain", "window",
+                            NULL};
     PyObject *given[C_COUNT] = {NULL};
     PyObject *self = NULL;
     struct making m;
 
     if (!PyArg_ParseTupleAndKeywords(
-            args, kwargs, "O|$OOOOOOOOOOOO:Credentials", names,
+            args, kwargs, "O|$OOOOOOOOOOOOO:Credentials", names,
             &given[C_ROLE], &given[C_CERTIFICATES], &given[C_CHAIN],
             &given[C_ROOTS], &given[C_PROTOCOLS], &given[C_MIN_BITS],
             &given[C_MAX_BITS], &given[C_CIPHERS], &given[C_LIFESPAN],
             &given[C_RESUME], &given[C_DEFAULT_CERT], &given[C_CHOOSES],
-            &given[C_INSTALL_CHAIN])) {
+            &given[C_INSTALL_CHAIN], &given[C_WINDOW])) {
         return NULL;
     }
     memset(&m, 0, sizeof(m));
@@ -218,7 +225,7 @@ PyDoc_STRVAR(credentials_doc,
 "Credentials(role, *, certificates=(), chain=None, roots=None,\n"
 "    protocols=0, min_bits=0, max_bits=0, ciphers=None,\n"
 "    session_lifespan=0, resume=True, default_client_cert=False,\n"
-"    chooses=False, install_chain=False)\n\n"
+"    chooses=False, install_chain=False, window=0)\n\n"
 "What a side shows and accepts; shared by any number of sessions. role:\n"
 "\"client\" or \"server\". certificates: with private keys; a server\n"
 "answers with the one that names the host asked for, else the first.\n"
@@ -228,7 +235,8 @@ PyDoc_STRVAR(credentials_doc,
 "TLS 1.2 cipher list. chooses: a client that picks a certificate for each\n"
 "request; sessions in which one was asked for are not resumed.\n"
 "install_chain: intermediates go into the user's store, for an engine that\n"
-"sends none but the system's. ValueError for a server without a\n"
+"sends none but the system's. window: a client's, an HWND, the parent of\n"
+"what asks for a PIN; 0 for none. ValueError for a server without a\n"
 "certificate; TLSError if the engine does not take them.");
 
 static PyType_Slot credentials_slots[] = {

@@ -378,6 +378,12 @@ enum tw_status tw_ocred_acquire(const struct tw_credentials_config *config,
                             SEC_E_UNSUPPORTED_FUNCTION,
                             "OpenSSL has no default client certificate");
     }
+    if (config->window != NULL) {
+        return tw_error_set(err, TW_E_UNSUPPORTED,
+                            SEC_E_UNSUPPORTED_FUNCTION,
+                            "OpenSSL's keys ask nobody: it has no use for "
+                            "a parent window");
+    }
     ERR_clear_error();
     if (!tw_octx_ready() || !(cred = calloc(1, sizeof(*cred)))) {
         return tw_error_set(err, TW_E_NOMEM, SEC_E_INSUFFICIENT_MEMORY,

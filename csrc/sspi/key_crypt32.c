@@ -675,43 +675,47 @@ enum tw_status tw_crypt32_key_adopt(PCCERT_CONTEXT cert,
     return TW_DONE;
 }
 
-const char *tw_crypt32_key_trouble(struct tw_cert *cert)
+/* One name for what different providers call differently; 0: a PIN may be
+   wanted, which is no trouble yet, or something that is not for us to say. */
+static int32_t trouble_of(DWORD failure)
+{
+    switch (failure) {
+    case (DWORD)NTE_PERM:
+    case ERROR_ACCESS_DENIED:
+    case (DWORD)E_ACCESSDENIED:
+        return (int32_t)NTE_PERM;
+    case (DWORD)NTE_BAD_KEYSET:
+    case (DWORD)NTE_KEYSET_NOT_DEF:
+    case (DWORD)CRYPT_E_NO_KEY_PROPERTY:
+        return (int32_t)NTE_BAD_KEYSET;
+    case (DWORD)SCARD_E_NO_SMARTCARD:
+    case (DWORD)SCARD_W_REMOVED_CARD:
+    case (DWORD)SCARD_E_NO_READERS_AVAILABLE:
+    case (DWORD)SCARD_W_CHV_BLOCKED:
+    case (DWORD)SCARD_W_CANCELLED_BY_USER:
+    case (DWORD)NTE_USER_CANCELLED:
+        return (int32_t)failure;
+    default:
+        return 0;
+    }
+}
+
+int32_t tw_crypt32_key_trouble(struct tw_cert *cert)
 {
     HCRYPTPROV_OR_NCRYPT_KEY_HANDLE handle = 0;
     DWORD spec = 0;
     BOOL release = FALSE;
 
-    if (CryptAcquireCertificatePrivateKey(
+    if (!CryptAcquireCertificatePrivateKey(
             cert->ctx,
             CRYPT_ACQUIRE_SILENT_FLAG | CRYPT_ACQUIRE_ALLOW_NCRYPT_KEY_FLAG,
             NULL, &handle, &spec, &release)) {
-        if (release && spec == CERT_NCRYPT_KEY_SPEC) {
-            (void)NCryptFreeObject(handle);
-        } else if (release) {
-            (void)CryptReleaseContext(handle, 0);
-        }
-        return NULL;
+        return trouble_of(GetLastError());
     }
-    switch (GetLastError()) {
-    case (DWORD)NTE_PERM:
-    case ERROR_ACCESS_DENIED:
-    case (DWORD)E_ACCESSDENIED:
-        return "access to the certificate's private key is denied: give "
-               "this account the right to read it (certlm.msc, All Tasks, "
-               "Manage Private Keys), or run elevated";
-    case (DWORD)NTE_BAD_KEYSET:
-    case (DWORD)NTE_KEYSET_NOT_DEF:
-    case (DWORD)CRYPT_E_NO_KEY_PROPERTY:
-        return "the certificate's private key is not there: its container "
-               "is gone or belongs to another user; import it again";
-    case (DWORD)SCARD_W_CANCELLED_BY_USER:
-        return "the PIN for the certificate's private key was cancelled";
-    case (DWORD)SCARD_E_NO_SMARTCARD:
-    case (DWORD)SCARD_W_REMOVED_CARD:
-    case (DWORD)SCARD_E_NO_READERS_AVAILABLE:
-        return "the smart card with the certificate's private key is not "
-               "in a reader";
-    default:
-        return NULL; /* a PIN may be wanted, which is no trouble */
+    if (release && spec == CERT_NCRYPT_KEY_SPEC) {
+        (void)NCryptFreeObject(handle);
+    } else if (release) {
+        (void)CryptReleaseContext(handle, 0);
     }
+    return 0;
 }

@@ -56,6 +56,8 @@ struct tw_credentials_config {
     const char *ciphers;      /* OpenSSL 1.2 cipher list; may be NULL */
     int32_t session_lifespan; /* seconds, 0 = the default */
     uint32_t flags;           /* TW_CRED_... */
+    void *window;             /* client: HWND, parent of what asks for a PIN
+                                 or consent; NULL: none */
 };
 
 /* Revocation modes of a verification. */
@@ -196,6 +198,11 @@ struct tw_provider {
      * context; delete it, drop its token, and begin again.
      */
     SECURITY_STATUS (*forbid_resumption)(CtxtHandle *);
+
+    /* Credentials with a window; NULL where acquiring them refuses one.
+       Called after a client's first step, and when other credentials take
+       over, before the next step. */
+    SECURITY_STATUS (*set_window)(CtxtHandle *, void *window);
 
     /* --- of a context, beyond SSPI's attributes --- */
 

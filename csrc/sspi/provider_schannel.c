@@ -18,10 +18,12 @@
  *
  * Wine's secur32 sits on GnuTLS and answers the peer's close_notify with
  * SEC_E_OK and no data. There, and only there, the table's DecryptMessage
- * is put right (wine_decrypt): a copy of the table with one slot changed.
+ * is put right (wine_decrypt): a copy of the table with one slot changed,
+ * and without the slots that Wine's, of an older version, does not have.
  */
 #include "sspi/schannel_internal.h"
 
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -126,7 +128,12 @@ static BOOL CALLBACK initialise(PINIT_ONCE unused1, PVOID unused2,
                    (unsigned long)os.dwMinorVersion,
                    (unsigned long)os.dwBuildNumber);
     if (wine != NULL && system_table != NULL) {
-        wine_table = *system_table;
+        /* its table ends where version 1 does: what follows is not its own */
+        memcpy(&wine_table, system_table,
+               system_table->dwVersion
+                       < SECURITY_SUPPORT_PROVIDER_INTERFACE_VERSION_2
+                   ? offsetof(SecurityFunctionTableW, SetContextAttributesW)
+                   : sizeof(wine_table));
         wine_table.DecryptMessage = wine_decrypt;
     }
     return TRUE;
@@ -327,14 +334,15 @@ static enum tw_status acquire_failed(const struct request *r,
                                      SECURITY_STATUS status,
                                      struct tw_error *err)
 {
-    const char *trouble = NULL;
+    int32_t trouble = 0;
     size_t i;
 
-    for (i = 0; i < r->config->cert_count && trouble == NULL; i++) {
+    for (i = 0; i < r->config->cert_count && trouble == 0; i++) {
         trouble = tw_crypt32_key_trouble(r->config->certs[i]);
     }
-    if (trouble != NULL) {
-        return tw_error_set(err, TW_E_TLS, status, "%s", trouble);
+    if (trouble != 0) {
+        return tw_error_set(err, TW_E_TLS, trouble, "%s",
+                            tw_code_text(trouble));
     }
     switch (status) {
     case SEC_E_NO_CREDENTIALS:
@@ -450,6 +458,23 @@ static SECURITY_STATUS forbid_resumption(CtxtHandle *ctx)
     }
     return build_number() < BUILD_SESSION ? SEC_I_CONTINUE_NEEDED
                                           : SEC_E_OK;
+}
+
+/*
+ * Schannel shows the windows of smart cards and of keys that ask for
+ * consent as children of this one. Undocumented but for its comment in
+ * schannel.h ("sets SecPkgContext_UiInfo"); .NET Framework's SslStream sets
+ * it where we do, behind the first step.
+ */
+static SECURITY_STATUS set_window(CtxtHandle *ctx, void *window)
+{
+    SecPkgContext_UiInfo info;
+
+    info.hParentWindow = window;
+    return table()->SetContextAttributesW == NULL
+               ? SEC_E_UNSUPPORTED_FUNCTION
+               : table()->SetContextAttributesW(ctx, SECPKG_ATTR_UI_INFO,
+                                                &info, sizeof(info));
 }
 
 static enum tw_status no_certificate(struct tw_error *err, const char *whose)
@@ -789,6 +814,7 @@ const struct tw_provider tw_provider_schannel = {
     .acquire = acquire,
     .verdict = verdict,
     .forbid_resumption = forbid_resumption,
+    .set_window = set_window,
     .remote_cert = remote_cert,
     .local_cert = local_cert,
     .facts = facts,

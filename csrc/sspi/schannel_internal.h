@@ -97,9 +97,9 @@ struct tw_key *tw_crypt32_key_ref(struct tw_key *); /* NULL is passed on */
 void tw_crypt32_key_free(struct tw_key *);
 bool tw_crypt32_key_fits(const struct tw_key *, PCCERT_CONTEXT);
 bool tw_crypt32_key_attach(const struct tw_key *, PCCERT_CONTEXT);
-/* Why the certificate's private key cannot be used: a sentence with the
-   remedy, or NULL if it can. Never shows a window. */
-const char *tw_crypt32_key_trouble(struct tw_cert *cert);
+/* Why the certificate's private key cannot be used: a code whose sentence
+   names the remedy, or 0 if it can. Never shows a window. */
+int32_t tw_crypt32_key_trouble(struct tw_cert *cert);
 
 /* store_crypt32.c */
 

@@ -813,6 +813,18 @@ static void say_goodbye(struct tw_wire *w, int64_t deadline)
     drain(w, linger);
 }
 
+/* Is nobody else inside? Who is may be held up in the engine for long, by a
+   question for a PIN, and looks after his alert himself. */
+static bool is_alone(struct tw_wire *w)
+{
+    bool alone;
+
+    tw_lock_acquire(&w->state);
+    alone = w->users == 1;
+    tw_lock_release(&w->state);
+    return alone;
+}
+
 void tw_wire_close(struct tw_wire *w, int64_t deadline, bool graceful)
 {
     if (enter(w, NULL) != TW_DONE) {
@@ -820,7 +832,8 @@ void tw_wire_close(struct tw_wire *w, int64_t deadline, bool graceful)
     }
     if (graceful) {
         say_goodbye(w, deadline);
-    } else if (tw_session_state(w->session) == TW_FAILED) {
+    } else if (is_alone(w)
+               && tw_session_state(w->session) == TW_FAILED) {
         (void)nudge(w);
     }
     tw_lock_acquire(&w->state);
