@@ -22,7 +22,14 @@ class Play:
     """A script, and a session that plays against it."""
 
     def __init__(
-        self, module: Any, role: int = CLIENT, *, certs: Any = None, flags: int = 0, **options: Any
+        self,
+        module: Any,
+        role: int = CLIENT,
+        *,
+        certs: Any = None,
+        flags: int = 0,
+        window: int = 0,
+        **options: Any,
     ) -> None:
         self.module = module
         self.script = module.Script()
@@ -30,7 +37,7 @@ class Play:
             certs = SERVER_CERTS if role == SERVER else ()
         options.setdefault("credentials", True)
         if options["credentials"] is True:
-            options["credentials"] = self.credentials(role, certs, flags=flags)
+            options["credentials"] = self.credentials(role, certs, flags=flags, window=window)
         self.session = module.Session(self.script, role, **options)
 
     def credentials(self, role: int, certs: Any = (), **options: Any) -> Any:

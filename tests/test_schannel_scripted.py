@@ -59,8 +59,13 @@ TLS12, TLS13 = 2, 4
 NO_RESUME, DEFAULT_CERT, INSTALL = 1, 2, 8  # TW_CRED_...
 UNIQUE, ENDPOINT, EXPORTER = range(3)  # enum tw_binding
 ATTR_UNIQUE, ATTR_ENDPOINT, ATTR_LOCAL, ATTR_ISSUERS, ATTR_CHAIN = 25, 26, 0x54, 0x59, 0x67
-ATTR_MATERIAL_INFO, ATTR_MATERIAL = 0x6A, 0x6B
+ATTR_UI_INFO, ATTR_MATERIAL_INFO, ATTR_MATERIAL = 0x68, 0x6A, 0x6B
 
+# winerror.h: why a private key cannot be used
+NTE_PERM, NTE_BAD_KEYSET = (code - (1 << 32) for code in (0x80090010, 0x80090016))
+SCARD_E_NO_SMARTCARD, SCARD_W_BLOCKED, SCARD_W_CANCELLED = (
+    code - (1 << 32) for code in (0x8010000C, 0x8010006C, 0x8010006E)
+)
 UTF_16 = f"utf-16-{sys.byteorder[0]}e"
 
 by_name = pytest.mark.parametrize("code", FAILURES.values(), ids=list(FAILURES))
@@ -314,13 +319,23 @@ def test_a_success_that_acquiring_never_has_gives_no_credentials(code: int) -> N
     assert refused(code=code)["status"] == E_TLS
 
 
+KEY_TROUBLES = {
+    "access denied": (NTE_PERM, "Manage Private Keys"),
+    "no container": (NTE_BAD_KEYSET, "import the certificate with its key again"),
+    "cancelled": (SCARD_W_CANCELLED, "was cancelled"),
+    "no card": (SCARD_E_NO_SMARTCARD, "insert it"),
+    "blocked": (SCARD_W_BLOCKED, "unblock it"),
+}
+
+
 @pytest.mark.parametrize("name", ["SEC_E_NO_CREDENTIALS", "SEC_E_INTERNAL_ERROR"])
-def test_what_is_wrong_with_the_key_is_said_first(name: str) -> None:
+@pytest.mark.parametrize(("trouble", "remedy"), KEY_TROUBLES.values(), ids=list(KEY_TROUBLES))
+def test_what_is_wrong_with_the_key_is_said_first(name: str, trouble: int, remedy: str) -> None:
     """Access denied, a PIN that was cancelled: the key itself knows better."""
-    certs = [b"dns=a\nkey_algorithm=EC", b"dns=a\ntrouble=run as administrator"]
+    certs = [b"dns=a\nkey_algorithm=EC", b"dns=a\ntrouble=%d" % trouble]
     error = refused(SERVER, certs, code=FAILURES[name])
-    assert (error["status"], error["code"]) == (E_TLS, FAILURES[name])
-    assert error["detail"] == "run as administrator"
+    assert (error["status"], error["code"]) == (E_TLS, trouble)
+    assert remedy in error["detail"]
 
 
 def test_the_second_identity_is_refused() -> None:
@@ -701,8 +716,9 @@ def test_keying_material_that_cannot_be_had(slot: str, code: int) -> None:
     play.done()
 
 
-def test_a_windows_that_exports_nothing() -> None:
-    module = sspi.load_testschannel(sets_attributes=False)
+@pytest.mark.parametrize("wine", [None, "10.0"])
+def test_a_table_without_setting_attributes_exports_nothing(wine: str | None) -> None:
+    module = sspi.load_testschannel(sets_attributes=False, wine=wine)
     play = opened(module=module, protocol=TLS13)
     assert play.session.binding(EXPORTER, "x", None, 8) == (E_UNSUPPORTED, b"")
     play.done()
@@ -839,6 +855,67 @@ def test_who_may_resume_and_servers_need_no_token() -> None:
     assert play.session.handshake() == WANT_READ
     assert play.calls("control") == []
     play.done()
+
+
+# --- the window that asks for a PIN -------------------------------------------------------
+
+WINDOW = 0x1234
+
+
+@pytest.mark.parametrize("build", [21999, NEWEST])
+def test_the_parent_window_is_told_behind_the_first_step(build: int) -> None:
+    """To the context that stays."""
+    play = Play(sspi.load_testschannel(build), flags=NO_RESUME, window=WINDOW)
+    again = build < 22000
+    play.add("step", CONTINUE, context=0, token=HELLO, remote=False)
+    play.add("control", OK)
+    if again:
+        play.add("step", CONTINUE, context=0, token=HELLO)
+    assert play.session.handshake() == WANT_READ
+    (call,) = play.calls("set")
+    assert (call[3], call[5]) == (ATTR_UI_INFO, struct.pack("P", WINDOW))
+    order = [c[0] for c in play.calls("step", "control", "set", "delete")]
+    assert order[-1] == "set" and order.count("step") == 1 + again
+    play.script.add("step", OK, remote=CERT)
+    play.session.feed(ANSWER)
+    assert play.session.handshake() == DONE
+    script = play.script
+    del play
+    assert script.alive() == (0, 0, 0, 0)
+
+
+def test_the_chosen_certificates_window_is_told_before_its_step() -> None:
+    play = Play(t, ask_certificate=True)
+    play.add("step", CONTINUE, token=HELLO, remote=False)
+    play.add("step", LACKING, input=ANSWER, remote=CERT)
+    play.add("step", OK, input=ANSWER)
+    play.session.handshake()
+    play.session.feed(ANSWER)
+    assert play.session.handshake() == WANT_CERTIFICATE
+    chosen = play.credentials(CLIENT, [b"dns=me"], window=WINDOW)
+    assert play.session.set_certificate(chosen) == DONE
+    del chosen
+    assert play.session.handshake() == DONE
+    assert [c[0] for c in play.calls("step", "set")] == ["step", "step", "set", "step"]
+    play.done()
+
+
+@by_fatal
+def test_a_window_that_is_not_taken(code: int) -> None:
+    play = Play(t, window=WINDOW)
+    play.add("step", CONTINUE, token=HELLO, remote=False)
+    play.add("set", code, attribute=ATTR_UI_INFO)
+    assert play.session.handshake() == E_UNSUPPORTED
+    assert play.error["code"] == code and "window" in play.error["detail"]
+    play.done()
+
+
+def test_a_table_without_setting_attributes_takes_no_window() -> None:
+    for wine in (None, "10.0"):
+        play = Play(sspi.load_testschannel(sets_attributes=False, wine=wine), window=WINDOW)
+        play.add("step", CONTINUE, token=HELLO, remote=False)
+        assert play.session.handshake() == E_UNSUPPORTED
+        play.done()
 
 
 # --- the verdict, alerts ---------------------------------------------------------------------

@@ -771,6 +771,11 @@ static SECURITY_STATUS SEC_ENTRY set_attribute(PCtxtHandle handle,
                    ask->cbContextValue);
         }
         call->status = SEC_E_OK;
+    } else if (attribute == SECPKG_ATTR_UI_INFO
+               && len == sizeof(SecPkgContext_UiInfo)) {
+        call->input_len = len;
+        call->input = keep(value, len);
+        call->status = SEC_E_OK;
     } else {
         call->status = SEC_E_UNSUPPORTED_FUNCTION;
     }
@@ -941,6 +946,7 @@ static SECURITY_STATUS SEC_ENTRY decrypt(PCtxtHandle handle,
 }
 
 static const SecurityFunctionTableW function_table = {
+    .dwVersion = SECURITY_SUPPORT_PROVIDER_INTERFACE_VERSION_2,
     .AcquireCredentialsHandleW = acquire_credentials,
     .FreeCredentialsHandle = free_credentials,
     .InitializeSecurityContextW = initialize_context,

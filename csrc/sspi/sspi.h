@@ -272,6 +272,7 @@ typedef struct _SCHANNEL_SESSION_TOKEN {
 #define SECPKG_ATTR_SESSION_INFO 0x5d
 #define SECPKG_ATTR_CIPHER_INFO 0x64
 #define SECPKG_ATTR_REMOTE_CERT_CHAIN 0x67
+#define SECPKG_ATTR_UI_INFO 0x68
 #define SECPKG_ATTR_KEYING_MATERIAL_INFO 0x6a
 #define SECPKG_ATTR_KEYING_MATERIAL 0x6b
 
@@ -369,6 +370,13 @@ typedef struct _SecPkgContext_KeyingMaterial {
     uint8_t *pbKeyingMaterial; /* FreeContextBuffer */
 } SecPkgContext_KeyingMaterial;
 
+typedef struct _SecPkgContext_UiInfo {
+    void *hParentWindow; /* HWND */
+} SecPkgContext_UiInfo;
+
+#define SECURITY_SUPPORT_PROVIDER_INTERFACE_VERSION 1
+#define SECURITY_SUPPORT_PROVIDER_INTERFACE_VERSION_2 2
+
 /*
  * The slots of SecurityFunctionTableW that TLS uses, with their SDK names
  * and argument order. This table is only ever compiled against itself, so
@@ -377,6 +385,7 @@ typedef struct _SecPkgContext_KeyingMaterial {
  * has acquire and binding for them.
  */
 typedef struct _SECURITY_FUNCTION_TABLE_W {
+    ULONG dwVersion; /* what lies behind DecryptMessage is of version 2 */
     SECURITY_STATUS (*AcquireCredentialsHandleW)(
         SEC_WCHAR *principal, SEC_WCHAR *package, ULONG use, void *logon,
         void *auth, void *get_key, void *key_argument, PCredHandle,
@@ -392,13 +401,13 @@ typedef struct _SECURITY_FUNCTION_TABLE_W {
     SECURITY_STATUS (*DeleteSecurityContext)(PCtxtHandle);
     SECURITY_STATUS (*ApplyControlToken)(PCtxtHandle, PSecBufferDesc);
     SECURITY_STATUS (*QueryContextAttributesW)(PCtxtHandle, ULONG, void *);
-    SECURITY_STATUS (*SetContextAttributesW)(PCtxtHandle, ULONG, void *,
-                                             ULONG len);
     SECURITY_STATUS (*FreeContextBuffer)(void *);
     SECURITY_STATUS (*EncryptMessage)(
         PCtxtHandle, ULONG qop, PSecBufferDesc, ULONG seq);
     SECURITY_STATUS (*DecryptMessage)(
         PCtxtHandle, PSecBufferDesc, ULONG seq, ULONG *qop);
+    SECURITY_STATUS (*SetContextAttributesW)(PCtxtHandle, ULONG, void *,
+                                             ULONG len);
 } SecurityFunctionTableW, *PSecurityFunctionTableW;
 
 #endif /* _WIN32 */

@@ -364,7 +364,7 @@ static PyObject *credentials_new(PyTypeObject *type, PyObject *args,
 {
     static char *names[] = {"script",   "role",     "certs",    "store",
                             "flags",    "protocols", "min_bits", "max_bits",
-                            "ciphers", "lifespan", NULL};
+                            "ciphers",  "lifespan",  "window", NULL};
     struct tw_credentials_config config;
     struct tw_cert *certs[8];
     struct tw_store *store = NULL;
@@ -376,17 +376,20 @@ static PyObject *credentials_new(PyTypeObject *type, PyObject *args,
     int with_store = 0; /* 1: the chain, 2: the roots */
     unsigned long flags = 0; /* TW_CRED_... */
     unsigned long protocols = 0; /* TW_TLS1_... */
+    Py_ssize_t window = 0; /* HWND */
     Py_ssize_t n = 0;
     Py_ssize_t i;
 
     memset(&config, 0, sizeof(config));
     tw_error_clear(&err);
     if (!PyArg_ParseTupleAndKeywords(
-            args, kwargs, "O!i|Oikkiizi", names, script_type, &script,
+            args, kwargs, "O!i|Oikkiizin", names, script_type, &script,
             &role, &list, &with_store, &flags, &protocols, &config.min_bits,
-            &config.max_bits, &config.ciphers, &config.session_lifespan)) {
+            &config.max_bits, &config.ciphers, &config.session_lifespan,
+            &window)) {
         return NULL;
     }
+    config.window = (void *)window;
     n = list == NULL ? 0 : PySequence_Size(list);
     for (i = 0; i < n && i < 8; i++) {
         PyObject *item = PySequence_GetItem(list, i);

@@ -5,7 +5,7 @@
  * A certificate is text, lines of "key=value". Besides what cert_info shows
  * there are lines that only this file reads:
  *   key=none       it has no private key
- *   trouble=TEXT   why its key cannot be used (tw_crypt32_key_trouble)
+ *   trouble=CODE   why its key cannot be used (tw_crypt32_key_trouble)
  *   install=no     its issuers cannot be installed
  *   staple=TEXT    the OCSP answer, "staple" without it; "none" is none,
  *                  "gone" one that cannot be read
@@ -155,12 +155,9 @@ bool tw_crypt32_cert_has_key(struct tw_cert *cert)
     return strcmp(line_of(cert->ctx, "key").value, "none") != 0;
 }
 
-const char *tw_crypt32_key_trouble(struct tw_cert *cert)
+int32_t tw_crypt32_key_trouble(struct tw_cert *cert)
 {
-    static struct wanted w;
-
-    w = line_of(cert->ctx, "trouble");
-    return w.found ? w.value : NULL;
+    return (int32_t)strtol(line_of(cert->ctx, "trouble").value, NULL, 10);
 }
 
 enum tw_status tw_crypt32_install_chain(struct tw_cert *cert,

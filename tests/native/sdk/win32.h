@@ -95,7 +95,8 @@ struct tw_windows {
     const char *wine;     /* its version; NULL: a real Windows */
     int fips;             /* as BCryptGetFipsAlgorithmMode; below 0: fails */
     bool secur32;         /* InitSecurityInterfaceW gives a table */
-    bool sets_attributes; /* the table has SetContextAttributesW */
+    bool sets_attributes; /* the table has SetContextAttributesW; Wine's is
+                             shorter without it */
 };
 extern struct tw_windows tw_windows;
 

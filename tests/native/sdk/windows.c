@@ -6,6 +6,7 @@
  */
 #include "win32.h"
 
+#include <stdlib.h>
 #include <string.h>
 #include <wchar.h>
 
@@ -99,12 +100,26 @@ void SecureZeroMemory(void *p, size_t n)
     }
 }
 
+/* What lies behind Wine's table, which is shorter than ours. */
+static SECURITY_STATUS nothing_of_its_own(PCtxtHandle ctx, ULONG attribute,
+                                          void *value, ULONG len)
+{
+    (void)ctx;
+    (void)attribute;
+    (void)value;
+    (void)len;
+    abort();
+}
+
 const SecurityFunctionTableW *InitSecurityInterfaceW(void)
 {
     static SecurityFunctionTableW table;
 
     table = *tw_script_table();
-    if (!tw_windows.sets_attributes) {
+    if (!tw_windows.sets_attributes && tw_windows.wine != NULL) {
+        table.dwVersion = SECURITY_SUPPORT_PROVIDER_INTERFACE_VERSION;
+        table.SetContextAttributesW = nothing_of_its_own;
+    } else if (!tw_windows.sets_attributes) {
         table.SetContextAttributesW = NULL;
     }
     return tw_windows.secur32 ? &table : NULL;
