@@ -24,11 +24,13 @@
  * counts up and stops before it wraps; in TLS 1.2 with AES-GCM the explicit
  * nonce counts up from where the SSL object left it.
  *
- * A keyed EVP context takes 1.2 KiB, keying one 300 ns. So not each of ten
- * thousand idle connections has two: there are as many as the desk has
- * slots, and a direction that needs one takes it from one that has not
+ * A keyed EVP context takes 1.2 KiB, keying one a microsecond. So not each
+ * of ten thousand idle connections has two: there are as many as the desk
+ * has slots, and a direction that needs one takes it from one that has not
  * worked for long ("clock" of the last look). What a direction keeps is its
- * key.
+ * key. A direction that comes back for what was taken from it shows that
+ * more work than there are slots, and the desk gets one more: two hundred
+ * busy connections would else key two contexts for every request.
  */
 #include "sspi/record_openssl.h"
 
@@ -158,13 +160,15 @@ static size_t key_length(enum tw_aead aead)
 
 /* ------------------------------------------------------------ the desk */
 
-#define SLOTS 256
+#define SLOTS 256u      /* to begin with */
+#define SLOTS_MAX 2048u /* 2.4 MiB of contexts */
 
 static struct {
     struct tw_lock lock;
-    struct tw_half *owner[SLOTS]; /* of a context, NULL: free slot */
+    struct tw_half *owner[SLOTS_MAX]; /* of a context, NULL: free slot */
+    unsigned slots;                   /* that there are */
     unsigned hand;
-} desk = {.lock = TW_LOCK_READY};
+} desk = {.lock = TW_LOCK_READY, .slots = SLOTS};
 
 /* A fork leaves the child the lock free and the desk whole, whatever other
    threads were about. */
@@ -206,7 +210,11 @@ static EVP_CIPHER_CTX *take_context(struct tw_half *half)
 
     half->slot = -1;
     tw_lock_acquire(&desk.lock);
-    for (unsigned i = 0; i < 2 * SLOTS && half->slot < 0; i++) {
+    if (half->robbed && desk.slots < SLOTS_MAX) {
+        desk.hand = desk.slots++;
+    }
+    half->robbed = false;
+    for (unsigned i = 0; i < 2 * desk.slots && half->slot < 0; i++) {
         struct tw_half *other = desk.owner[desk.hand];
 
         if (other == NULL) {
@@ -215,13 +223,14 @@ static EVP_CIPHER_CTX *take_context(struct tw_half *half)
             if (!other->recent) {
                 ctx = other->ctx;
                 other->ctx = NULL;
+                other->robbed = true;
                 half->slot = (int16_t)desk.hand;
             }
             other->recent = false;
             let_go(other);
         }
         if (half->slot < 0) {
-            desk.hand = (desk.hand + 1) % SLOTS;
+            desk.hand = (desk.hand + 1) % desk.slots;
         }
     }
     if (!ctx) {
@@ -229,7 +238,7 @@ static EVP_CIPHER_CTX *take_context(struct tw_half *half)
     }
     if (half->slot >= 0) {
         desk.owner[desk.hand] = ctx ? half : NULL;
-        desk.hand = (desk.hand + 1) % SLOTS;
+        desk.hand = (desk.hand + 1) % desk.slots;
     }
     tw_lock_release(&desk.lock);
     return ctx;

@@ -33,8 +33,10 @@ enum tw_aead { TW_AEAD_NONE, TW_AEAD_AES128, TW_AEAD_AES256,
 /* One direction of a connection. */
 struct tw_half {
     EVP_CIPHER_CTX *ctx;  /* keyed; NULL: to be made at the next record */
-    atomic_bool held;     /* ctx, slot, recent: by who works with them */
+    atomic_bool held;     /* ctx, slot, recent, robbed: by who works with
+                             them */
     bool recent;          /* used since the desk last looked */
+    bool robbed;          /* the desk gave ctx to another direction */
     int16_t slot;         /* of the desk; -1: none. Only with ctx */
     uint64_t seq;         /* of the next record */
     uint64_t count;       /* records under this key */

@@ -528,6 +528,37 @@ static void test_desk(void)
     }
 }
 
+/* More directions at work in turns than the desk has contexts: it gets more
+   of them, and soon each keeps its own. */
+static void test_desk_grows(void)
+{
+    enum { PAIRS = 300 };
+    struct tw_records *ends = calloc(2 * PAIRS, sizeof(*ends));
+    uint8_t record[64], back[64], type;
+    size_t span, n, keyed = 0;
+
+    CHECK(ends);
+    for (int i = 0; i < PAIRS; i++) {
+        pair(&ends[2 * i], &ends[2 * i + 1], TW_AEAD_AES128, true);
+    }
+    for (int round = 0; round < 3; round++) {
+        for (int i = 0; i < PAIRS; i++) {
+            span = tw_records_seal(&ends[2 * i], DATA, secret_a, 5, record);
+            CHECK(tw_records_open(&ends[2 * i + 1], record, span, back,
+                                  sizeof(back), &n, &type)
+                  == TW_FAULT_NONE);
+        }
+    }
+    for (int i = 0; i < PAIRS; i++) {
+        keyed += ends[2 * i].write.ctx != NULL;
+        keyed += ends[2 * i + 1].read.ctx != NULL;
+        tw_records_fini(&ends[2 * i]);
+        tw_records_fini(&ends[2 * i + 1]);
+    }
+    CHECK(keyed == 2 * PAIRS);
+    free(ends);
+}
+
 int main(void)
 {
     memset(secret_a, 0xa1, sizeof(secret_a));
@@ -547,6 +578,7 @@ int main(void)
     test_header();
     test_explicit_nonce();
     test_wiped();
+    test_desk_grows();
     test_desk();
     test_update();
     puts("records: ok");
