@@ -5,7 +5,8 @@ rounds      connect, transfer, close, ten thousand times: descriptors and memory
 positions   a connection over real sockets cut, doubled and flipped at each byte
             of either direction: it ends, with an error or with the right data
 slow        peers that say nothing, or read nothing: bounded time and memory
-idle        many open connections at once: what each costs, and that each works
+many        many open connections at once: what each costs, that each works, and
+            many of them at the same time
 
 Prints what it measured; exits with 1 when a promise is not kept.
 """
@@ -21,6 +22,7 @@ import os
 import resource
 import select
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
@@ -36,6 +38,7 @@ from certs import Pki, make_pki
 
 import twapi_tls as tls
 
+HERE = Path(__file__).resolve().parent
 HOST = "127.0.0.1"
 LIMIT = 10.0
 MEGABYTE = 1_000_000
@@ -81,9 +84,9 @@ class Watch:
         self.descriptors = descriptors()
         self.memory = memory()
 
-    def settle(self) -> None:
-        """Waits, within bounds, for threads and descriptors to be as before."""
-        end = time.monotonic() + LIMIT
+    def settle(self, patience: float = 1.0) -> None:
+        """Waits, LIMIT times ``patience``, for threads and descriptors to be as before."""
+        end = time.monotonic() + LIMIT * patience
         tick = threading.Event()
         while time.monotonic() < end:
             if descriptors() <= self.descriptors and threading.active_count() <= self.threads:
@@ -419,66 +422,85 @@ def slow(pki: Pki, count: int) -> str:
     return f"{text}; a peer that does not read: {seconds:.1f} s, {megabytes(grown)}"
 
 
-# --- idle
+# --- many
 
 
-def idle(pki: Pki, count: int) -> str:
-    """Open connections, both ends in this process."""
+def room_for(count: int) -> int:
+    """How many connections this process may hold, one end of each, up to
+    ``count``; the limit of descriptors is raised as far as it may be."""
+    spare = 200
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    want = 2 * count + 200
-    if soft < want:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(want, hard), hard))
-        count = min(count, (min(want, hard) - 200) // 2)
-    mine = credentials(pki, "client")
+    if hard != resource.RLIM_INFINITY:
+        count = min(count, hard - spare)
+    if soft < count + spare:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (count + spare, hard))
+    return count
+
+
+def many(pki: Pki, count: int, active: int) -> str:
+    """Open connections, their clients in another process: what each costs,
+    that all are served, and some of them at once."""
+    asked, count, rounds = count, room_for(count), 10
+    active = min(active, count)
     with echo_server(pki) as port:
+        arguments = (str(port), os.fspath(pki.root), str(count), str(active), str(rounds))
+        with subprocess.Popen(
+            [sys.executable, os.fspath(HERE / "stress_clients.py"), *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as clients:
+            assert clients.stdin is not None and clients.stdout is not None
 
-        def connect() -> Any:
-            return tls.tls_socket(
-                HOST, port, peersubject="localhost", credentials=mine, timeout=LIMIT
-            )
+            def tell(word: str) -> float:
+                assert clients.stdin is not None and clients.stdout is not None
+                clients.stdin.write(f"{word}\n")
+                clients.stdin.flush()
+                line = clients.stdout.readline()
+                check(line, f"the clients failed at {word!r}")
+                return float(line)
 
-        def wave(held: list[int], seconds: list[float]) -> None:
-            before = memory()
-            started = time.perf_counter()
-            channels = [connect() for _ in range(count)]
-            seconds.append(time.perf_counter() - started)
-            for channel in channels:
-                exchange(channel, b"are you there?")
-            held.append(memory() - before)
-            for channel in channels:
-                channel.close()
+            def wave() -> tuple[float, float, float, int]:
+                before = memory()
+                opened = tell("open")
+                held = memory() - before
+                at_once, total = tell("active"), tell("all")
+                tell("close")
+                return opened, at_once, total, held
 
-        held: list[int] = []
-        seconds: list[float] = []
-        with connect() as channel:
-            exchange(channel, b"warm")
-        start = Watch()
-        wave(held, seconds)
-        start.settle()
-        # The heap that the first wave grew serves the second.
-        watch = Watch()
-        wave(held, seconds)
-        verdict = watch.judge(max(held[0] // 10, GROWTH))
-    each = held[0] / count / 1024
+            start = Watch()
+            opened, at_once, total, held = wave()
+            start.settle(patience=10)
+            # The heap that the first wave grew serves the second.
+            watch = Watch()
+            wave()
+            watch.settle(patience=10)
+            verdict = watch.judge(max(held // 10, GROWTH))
+            clients.stdin.close()
+            check(clients.wait(LIMIT) == 0, "the clients failed at the end")
+    short = "" if count == asked else f" (descriptors for {asked} are not allowed here)"
     return (
-        f"{count} open in {seconds[0]:.1f} s, {each:.1f} KiB each (client and event-driven "
-        f"server end); after a second wave: {verdict}"
+        f"{count} open and answered{short}: {count / opened:,.0f} a second, "
+        f"{held / count / 1024:.1f} KiB each; {active} at once: "
+        f"{active * rounds / at_once:,.0f} messages a second; all again in {total:.1f} s; "
+        f"after a second wave: {verdict}"
     )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--only", choices=("rounds", "positions", "slow", "idle"), action="append")
+    parser.add_argument("--only", choices=("rounds", "positions", "slow", "many"), action="append")
     parser.add_argument("--rounds", type=int, default=10_000, metavar="N")
     parser.add_argument("--step", type=int, default=1, metavar="N", help="every N-th byte")
     parser.add_argument("--silent", type=int, default=500, metavar="N", help="silent peers")
-    parser.add_argument("--idle", type=int, default=5_000, metavar="N", help="connections")
+    parser.add_argument("--many", type=int, default=10_000, metavar="N", help="connections")
+    parser.add_argument("--active", type=int, default=2_000, metavar="N", help="of them at once")
     options = parser.parse_args()
     runs: dict[str, Callable[[Pki], str]] = {
         "rounds": lambda pki: rounds(pki, options.rounds),
         "positions": lambda pki: positions(pki, options.step),
         "slow": lambda pki: slow(pki, options.silent),
-        "idle": lambda pki: idle(pki, options.idle),
+        "many": lambda pki: many(pki, options.many, options.active),
     }
     print(f"twapi_tls {tls.__version__} on {tls.engine}")
     failed = 0

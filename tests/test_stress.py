@@ -28,8 +28,8 @@ def test_slow_peers(pki: Pki) -> None:
     print(stress.slow(pki, 30))
 
 
-def test_idle_connections(pki: Pki) -> None:
-    print(stress.idle(pki, 100))
+def test_many_connections(pki: Pki) -> None:
+    print(stress.many(pki, 200, 40))
 
 
 def test_a_leak_is_found(pki: Pki) -> None:

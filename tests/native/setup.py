@@ -99,11 +99,11 @@ def extension(name: str, sources: list[Path], folders: list[Path]) -> Extension:
 def testnative() -> Extension:
     sources = [
         path
-        for floor in ("sspi", "core", "wire")
-        for path in sorted((CSRC / floor).glob("*.c"))
+        for folder in (CSRC / "sspi", CSRC / "core", CSRC / "wire", HERE / "ext")
+        for path in sorted(folder.glob("*.c"))
         if not OTHER_PLATFORMS & set(path.stem.split("_"))
     ]
-    module = extension("_testnative", [*sources, *sorted((HERE / "ext").glob("*.c"))], [])
+    module = extension("_testnative", sources, [])
     if not WINDOWS:
         module.extra_compile_args += pkg_config("--cflags")
         module.extra_link_args += pkg_config("--libs")

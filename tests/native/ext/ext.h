@@ -5,11 +5,12 @@
  *   floors.c   record, hello, buffer, status: pure functions
  *   alloc.c    malloc and its kin, made to fail by number (linker's --wrap)
  *   raw.c      the engine's SecurityFunctionTableW, buffers by hand
+ *   records_*.c  where the records of a context of raw.c stand
  *   played.c   tw_credentials and tw_session over the scripted table
  *   support.c  what these share
  *
- * The same files, but raw.c, make _testschannel with those of ../sdk: there
- * provider_schannel.c is the engine over the scripted table.
+ * The same files, but for raw.c and records, make _testschannel with those
+ * of ../sdk: there provider_schannel.c is the engine over the scripted table.
  */
 #ifndef TW_TESTS_EXT_H
 #define TW_TESTS_EXT_H
@@ -39,6 +40,7 @@ extern const struct ext_engine ext_engine;
 int ext_add_floors(PyObject *module);
 int ext_add_alloc(PyObject *module);
 int ext_add_raw(PyObject *module);
+int ext_add_records(PyObject *module);
 int ext_add_played(PyObject *module);
 
 /* A type from its spec, added under its name; NULL on failure. */
@@ -46,5 +48,7 @@ PyTypeObject *ext_add_type(PyObject *module, PyType_Spec *spec,
                            const char *name);
 /* bytes, or None for NULL */
 PyObject *ext_bytes(const void *data, size_t len);
+/* The CtxtHandle of a context of raw.c; NULL with an exception. */
+void *ext_context(PyObject *arg);
 
 #endif

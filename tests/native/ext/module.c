@@ -18,7 +18,8 @@ PyMODINIT_FUNC PyInit__testnative(void)
 
     if (module != NULL
         && (ext_add_floors(module) != 0 || ext_add_alloc(module) != 0
-            || ext_add_raw(module) != 0 || ext_add_played(module) != 0)) {
+            || ext_add_raw(module) != 0 || ext_add_records(module) != 0
+            || ext_add_played(module) != 0)) {
         Py_DECREF(module);
         return NULL;
     }

@@ -216,6 +216,15 @@ static bool handle_of(PyObject *arg, PyTypeObject *type, SecHandle **out)
     return true;
 }
 
+void *ext_context(PyObject *arg)
+{
+    if (Py_TYPE(arg) != context_type) {
+        PyErr_SetString(PyExc_TypeError, "not a context");
+        return NULL;
+    }
+    return &((struct handle *)arg)->handle;
+}
+
 static bool first_with_key(struct tw_store *store, struct tw_cert **out)
 {
     const struct tw_provider *p = tw_provider_default();
@@ -476,6 +485,41 @@ static PyObject *decrypt(PyObject *module, PyObject *args)
     return Py_BuildValue("(iNN)", (int)status, after, whole);
 }
 
+/* seal(context, data) -> (status, records): the engine's own way for many
+   records; NotImplementedError where it has none. */
+static PyObject *seal(PyObject *module, PyObject *args)
+{
+    const struct tw_provider *p = tw_provider_default();
+    PyObject *ctx_arg, *answer;
+    const char *data;
+    Py_ssize_t len;
+    SecHandle *ctx;
+    SECURITY_STATUS status;
+    size_t room, taken, made;
+    uint8_t *out;
+
+    (void)module;
+    if (!PyArg_ParseTuple(args, "Oy#:seal", &ctx_arg, &data, &len)
+        || !handle_of(ctx_arg, context_type, &ctx)) {
+        return NULL;
+    }
+    if (p->seal == NULL) {
+        PyErr_SetString(PyExc_NotImplementedError, "EncryptMessage only");
+        return NULL;
+    }
+    room = (size_t)len + (size_t)len / 16384 * 64 + 256;
+    out = PyMem_Malloc(room);
+    if (out == NULL) {
+        return PyErr_NoMemory();
+    }
+    status = p->seal(ctx, (const uint8_t *)data, (size_t)len, out, room,
+                     &taken, &made);
+    answer = Py_BuildValue("(iy#)", (int)status, (char *)out,
+                           (Py_ssize_t)made);
+    PyMem_Free(out);
+    return answer;
+}
+
 /* --- the rest --- */
 
 /* control(context, token) -> status */
@@ -664,6 +708,7 @@ static PyMethodDef functions[] = {
     {"step", step, METH_VARARGS, NULL},
     {"encrypt", encrypt, METH_VARARGS, NULL},
     {"decrypt", decrypt, METH_VARARGS, NULL},
+    {"seal", seal, METH_VARARGS, NULL},
     {"control", control, METH_VARARGS, NULL},
     {"query", query, METH_VARARGS, NULL},
     {"remove", remove_handle, METH_O, NULL},
