@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from certs import Identity, Pki, make_pki
 from hypothesis import settings
-from platforms import NOT_HERE, WINDOWS, WINE, skip_reason
+from platforms import NOT_HERE, WINDOWS, WINE, skip_reason, wine_lacks
 from windows_native import unchanged
 
 import twapi_tls as tls
@@ -43,11 +43,27 @@ def pytest_report_header() -> list[str]:
     return [f"not here: {name}: {reason}" for name, reason in NOT_HERE.items()]
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses by marker
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        reason = skip_reason(item.nodeid.rpartition("/")[2])
+        name = item.nodeid.rpartition("/")[2]
+        if wine_lacks(name) and item.get_closest_marker("real_windows") is None:
+            item.add_marker(pytest.mark.real_windows(elsewhere=True))
+        reason = skip_reason(name) or _not_real(item.get_closest_marker("real_windows"))
         if reason:
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _not_real(marker: pytest.Mark | None) -> str:
+    """Why a test for Windows itself cannot be here; "" if it can.
+
+    ``real_windows(elsewhere=True)``: other engines can show the same.
+    """
+    if marker is None or (WINDOWS and not WINE):
+        return ""
+    if marker.kwargs.get("elsewhere") and not WINDOWS:
+        return ""
+    return "only a real Windows shows this"
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -170,6 +170,14 @@ _POSIX_FILES = {
 NOT_HERE = _POSIX_FILES if WINDOWS else {}
 
 
+def wine_lacks(test: str) -> str:
+    """What of Windows the test needs and Wine lacks; "" if nothing is known."""
+    for pattern, reason in _WINE_LACKS.items():
+        if fnmatchcase(test, pattern):
+            return reason
+    return ""
+
+
 def skip_reason(test: str) -> str:
     """Why this test (file::name[parameters]) cannot be here; "" if it can."""
     tables = (_WINDOWS_LACKS if WINDOWS else {}, _WINE_LACKS if WINE else {})

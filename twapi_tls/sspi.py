@@ -205,6 +205,8 @@ def sspi_schannel_credentials(
     }
     for name, flag in flags.items():
         check_flag(name, flag)
+    if certificates is None:
+        raise TypeError("certificates is None: the search in the store found nothing that fits")
     if isinstance(certificates, Certificate):
         certs: tuple[Certificate, ...] = (certificates,)
     elif isinstance(certificates, Store):

@@ -108,6 +108,8 @@ static const struct code_entry codes[] = {
     CODE(SEC_E_QOP_NOT_SUPPORTED,
          "the TLS engine cannot give the protection asked for"),
 #endif
+    CODE(E_ACCESSDENIED,
+         "access is denied; run elevated, or use what is the user's"),
     CODE(SCARD_E_NO_SMARTCARD,
          "the smart card with the private key is not in a reader; insert it "
          "and connect again"),

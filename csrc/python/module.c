@@ -50,6 +50,7 @@ PyMODINIT_FUNC PyInit__native(void);
     X(SEC_E_APPLICATION_PROTOCOL_MISMATCH)                                 \
     X(SEC_E_UNSUPPORTED_PREAUTH)                                           \
     X(SEC_E_INVALID_PARAMETER)                                             \
+    X(E_ACCESSDENIED)                                                      \
     X(SCARD_E_NO_SMARTCARD)                                                \
     X(SCARD_E_NO_READERS_AVAILABLE)                                        \
     X(SCARD_W_REMOVED_CARD)                                                \

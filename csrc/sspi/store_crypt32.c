@@ -127,7 +127,7 @@ static enum tw_status add_to_system(struct tw_store *store,
                                     struct tw_cert *cert,
                                     struct tw_error *err)
 {
-    BOOL added;
+    DWORD failure;
 
     if (cert->key != NULL) {
         return tw_error_set(err, TW_E_UNSUPPORTED,
@@ -137,11 +137,18 @@ static enum tw_status add_to_system(struct tw_store *store,
                             "import the PFX there with certutil or "
                             "Import-PfxCertificate");
     }
-    added = CertAddCertificateContextToStore(
-        store->system, cert->ctx, CERT_STORE_ADD_USE_EXISTING, NULL);
-    return added ? TW_DONE
-                 : tw_crypt32_fail(err, TW_E_OS, GetLastError(),
-                                   "adding to the system store");
+    if (CertAddCertificateContextToStore(
+            store->system, cert->ctx, CERT_STORE_ADD_USE_EXISTING, NULL)) {
+        return TW_DONE;
+    }
+    failure = GetLastError();
+    if (failure == ERROR_ACCESS_DENIED || failure == (DWORD)E_ACCESSDENIED) {
+        return tw_error_set(err, TW_E_OS, (int32_t)E_ACCESSDENIED,
+                            "this account may not add to the system store; "
+                            "run elevated, or use a store of the user's");
+    }
+    return tw_crypt32_fail(err, TW_E_OS, failure,
+                           "adding to the system store");
 }
 
 enum tw_status tw_crypt32_store_add(struct tw_store *store,
