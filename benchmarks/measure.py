@@ -49,12 +49,8 @@ def quartiles(values: list[float]) -> tuple[float, float, float]:
     return low, middle, high
 
 
-def compare(row: Row, runs: Mapping[str, Run], pairs: int) -> Row:
-    """Fills row from ``runs``: "ours", "peer", perhaps "limit" and others.
-
-    Each runs once unmeasured, then ``pairs`` times in turns. Whatever else
-    ``runs`` holds becomes a note with its median.
-    """
+def take_turns(runs: Mapping[str, Run], pairs: int) -> dict[str, list[float]]:
+    """Each once unmeasured, then ``pairs`` times in turns: the speeds."""
     names = list(runs)
     speeds: dict[str, list[float]] = {name: [] for name in names}
     for name in names:
@@ -62,16 +58,33 @@ def compare(row: Row, runs: Mapping[str, Run], pairs: int) -> Row:
     for number in range(pairs):
         for name in names if number % 2 == 0 else reversed(names):
             speeds[name].append(runs[name]())
-    ratios = [a / b for a, b in zip(speeds["ours"], speeds["peer"], strict=True)]
-    row.low, row.ratio, row.high = quartiles(ratios)
-    row.ours = statistics.median(speeds["ours"])
-    row.theirs = statistics.median(speeds["peer"])
-    row.pairs = pairs
+    return speeds
+
+
+def median_ratio(ours: list[float], theirs: list[float]) -> float:
+    """The median of the pairs' ratios."""
+    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+
+
+def fill(row: Row, ours: list[float], theirs: list[float]) -> Row:
+    """What the speeds of the pairs come to."""
+    row.low, row.ratio, row.high = quartiles([a / b for a, b in zip(ours, theirs, strict=True)])
+    row.ours, row.theirs = statistics.median(ours), statistics.median(theirs)
+    row.pairs = len(ours)
+    return row
+
+
+def compare(row: Row, runs: Mapping[str, Run], pairs: int) -> Row:
+    """Fills row from ``runs``: "ours", "peer", perhaps "limit" and others.
+
+    Each runs once unmeasured, then ``pairs`` times in turns. Whatever else
+    ``runs`` holds becomes a note with its median.
+    """
+    speeds = take_turns(runs, pairs)
+    fill(row, speeds["ours"], speeds["peer"])
     if "limit" in speeds:
-        row.of_limit = statistics.median(
-            a / b for a, b in zip(speeds["ours"], speeds["limit"], strict=True)
-        )
-    for name in names:
+        row.of_limit = median_ratio(speeds["ours"], speeds["limit"])
+    for name in speeds:
         if name not in ("ours", "peer"):
             row.notes[name] = statistics.median(speeds[name])
     return row

@@ -51,12 +51,9 @@ def figure(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
 
 
-def markdown(rows: Sequence[dict[str, Any]], about: dict[str, str]) -> str:
-    """The table with what it was measured on."""
+def lines_of(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """A table of rows."""
     lines = [
-        f"{about['engine']}, {about['suite']}, Python {about['python']}, {about['cpu']}; "
-        f"{about['date']}. Ratio: ours to the peer's, median of the pairs (quartiles).",
-        "",
         "| workload | peer = 1.0 | ratio | bar | ours | peer | limit | of it |",
         "|---|---|---|---|---|---|---|---|",
     ]
@@ -68,11 +65,27 @@ def markdown(rows: Sequence[dict[str, Any]], about: dict[str, str]) -> str:
             f"({row['low']:.2f}-{row['high']:.2f}) | {bar} | {figure(row['ours'])} {row['unit']} "
             f"| {figure(row['theirs'])} | {row['limit']} | {share} |"
         )
-    missed = [row["name"] for row in rows if row["reached"] is False]
+    return lines
+
+
+def markdown(
+    rows: Sequence[dict[str, Any]], about: dict[str, str], windows: Sequence[dict[str, Any]]
+) -> str:
+    """The tables with what they were measured on."""
+    missed = [row["name"] for row in [*rows, *windows] if row["reached"] is False]
     slower = [row["name"] for row in rows if row["high"] < 1.0]
-    lines.append("")
-    lines.append(f"Below the bar (!): {', '.join(missed) or 'none'}.")
-    lines.append(f"Slower than the peer: {', '.join(slower) or 'none'}.")
+    lines = [
+        f"{about['engine']}, {about['suite']}, Python {about['python']}, {about['cpu']}; "
+        f"{about['date']}. Ratio: ours to the peer's, median of the pairs (quartiles).",
+        "",
+        *lines_of(rows),
+        "",
+        about["windows"],
+        "",
+        *([*lines_of(windows), ""] if windows else []),
+        f"Below the bar (!): {', '.join(missed) or 'none'}.",
+        f"Slower than the peer: {', '.join(slower) or 'none'}.",
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -118,6 +131,7 @@ def main(arguments: Sequence[str]) -> int:
     import idle_rows
     import memory_rows
     import socket_rows
+    import windows_rows
     from ends import TLS13, Certificates, Kind, Ours, Ssl
 
     import twapi_tls
@@ -149,6 +163,7 @@ def main(arguments: Sequence[str]) -> int:
         rows += capi_rows.rows(certificates.server, certificates.root, BUILD, options.quick, wanted)
     if sys.platform == "linux":
         rows += idle_rows.rows(certificates, kind, options.quick, wanted)
+    windows = windows_rows.rows(BUILD / "windows", options.quick, wanted)
     about = {
         "engine": twapi_tls.engine.version,
         "suite": suite,
@@ -156,11 +171,16 @@ def main(arguments: Sequence[str]) -> int:
         "cpu": f"{cpu_name()}, {os.cpu_count()} CPUs",
         "date": time.strftime("%Y-%m-%d"),
         "records": os.environ.get("TWAPI_TLS_RECORDS", ""),
+        "windows": windows.about,
     }
-    table = [dict(asdict(row), reached=row.reached) for row in rows]
+    table, other = (
+        [dict(asdict(row), reached=row.reached) for row in some] for some in (rows, windows.rows)
+    )
     options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps({"about": about, "rows": table}, indent=2) + "\n")
-    text = markdown(table, about)
+    options.json.write_text(
+        json.dumps({"about": about, "rows": table, "windows": other}, indent=2) + "\n"
+    )
+    text = markdown(table, about, other)
     options.markdown.parent.mkdir(parents=True, exist_ok=True)
     options.markdown.write_text(text)
     if options.readme is not None:

@@ -405,6 +405,8 @@ def test_a_channels_context_is_moved_by_the_channel_alone(pki: Pki) -> None:
                 lambda: context.encrypt(b"x"),
                 lambda: context.decrypt(b"x"),
                 lambda: context.decrypt_into(b"x", bytearray(1)),
+                lambda: context.encrypt_into(b"x", bytearray(100)),
+                lambda: context.encrypted_size(1),
                 lambda: tls.sspi_shutdown_context(context),
             ]
             for use in uses:
@@ -690,6 +692,53 @@ def test_rsa_and_ecdsa_servers(world: World) -> None:
         with connect(client(world.root, protocols=version), server(leaf)) as connection:
             assert connection.send(connection.server, b"x") == ("ok", b"x")
             assert "RSA" in connection.client.facts().suite_name or version == "tls1.3"
+
+
+@VERSIONS
+def test_encrypting_into_a_buffer(world: World, version: str) -> None:
+    """The room asked for is enough for all, and what waits goes first."""
+    here, there = contexts(world, version)
+    negotiate(here, there)
+    for size in (1, 16384, 16385, 700_000):
+        data = bytes(range(256)) * (size // 256 + 1)
+        room = here.encrypted_size(len(data))
+        buffer = bytearray(room + 10)
+        n = here.encrypt_into(data, buffer)
+        assert len(data) < n <= room
+        _, plain = tls.sspi_decrypt_stream(there, buffer[:n])
+        while len(plain) < len(data):
+            _, more = tls.sspi_decrypt_stream(there, b"")
+            assert more
+            plain += more
+        assert plain == data
+    assert here.encrypt_into(b"", bytearray()) == 0
+    small = bytearray(here.encrypted_size(100) - 1)
+    with pytest.raises(ValueError, match=f"{len(small)} bytes of the {len(small) + 1}"):
+        here.encrypt_into(bytes(100), small)
+    with pytest.raises(ValueError, match="overlap"):
+        here.encrypt_into(memoryview(small)[:9], memoryview(small)[8:])
+    with pytest.raises((TypeError, BufferError)):
+        here.encrypt_into(b"data", b"read only")
+    with pytest.raises(OverflowError):
+        here.encrypted_size(-1)
+    # none of it has cost a record: the peer reads on
+    n = here.encrypt_into(b"after", buffer)
+    assert tls.sspi_decrypt_stream(there, buffer[:n])[1] == b"after"
+
+
+@VERSIONS
+def test_what_waits_goes_before_what_is_encrypted(world: World, version: str) -> None:
+    here, there = contexts(world, version)
+    negotiate(here, there)
+    here.session.shutdown()  # its close_notify waits
+    waiting = here.encrypted_size(0)
+    assert waiting > 0
+    buffer = bytearray(waiting)
+    assert here.encrypt_into(b"", buffer) == waiting
+    status, plain = tls.sspi_decrypt_stream(there, buffer)
+    assert (status, plain) == ("expired", b"")
+    with pytest.raises(TLSError):
+        here.encrypt_into(b"late", bytearray(100_000))
 
 
 @VERSIONS

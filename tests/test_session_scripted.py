@@ -1889,12 +1889,106 @@ def test_opening_from_memory_to_memory() -> None:
 
 
 @OWN_PROVIDER
-def test_an_engine_that_cannot_open_from_memory() -> None:
+def test_an_engine_that_works_in_place_only_opens_from_memory() -> None:
+    """Record by record, so that no more than one is copied inside at a time."""
     play = open_client()
     play.add("open", FAILURES["SEC_E_UNSUPPORTED_FUNCTION"], header=0)
+    play.add("decrypt", OK, input=R, data=b"one")
+    play.add("decrypt", OK, input=R, data=b"")
+    play.add("decrypt", OK, input=R, data=b"three")
+    assert play.session.convert(True, R + R + R + R[:7], 100) == (DONE, 3 * len(R), b"onethree")
+    # what does not fit waits inside, and then nothing is taken
+    play.add("decrypt", OK, input=R, data=b"a sentence")
+    assert play.session.convert(True, R + R, 2) == (DONE, len(R), b"a ")
+    assert play.facts()["pending"] == 8
     assert play.session.convert(True, R, 100) == (DONE, 0, b"")
+    assert play.session.read(100) == (DONE, b"sentence")
+    # plaintext comes before the error, and the error stays
+    play.add("decrypt", OK, input=R, data=b"last")
+    play.add("decrypt", FAILURES["SEC_E_MESSAGE_ALTERED"], input=R)
+    assert play.session.convert(True, R + R + R, 100) == (DONE, 2 * len(R), b"last")
     assert play.session.convert(True, R, 100) == (DONE, 0, b"")
-    assert play.session.convert(False, b"x", 100) == (DONE, 0, b"")
+    assert play.session.read(100) == (E_TLS, b"")
+    play.done()
+
+
+@OWN_PROVIDER
+@pytest.mark.parametrize("offset", [5, 3, 9])
+def test_data_opened_in_place_lies_side_by_side(offset: int) -> None:
+    """Wherever in its record the engine puts it, and whatever stood before it."""
+    play = open_client()
+    play.add("open", FAILURES["SEC_E_UNSUPPORTED_FUNCTION"], header=0)
+    parts = [(HEADER, 0, offset), (sspi.DATA, offset, 6), (TRAILER, offset + 6, 9 - offset)]
+    words = [b"first ", b"second", b"third!"]
+    for word in words:
+        play.add("decrypt", OK, input=R, data=word, parts=parts)
+    assert play.session.convert(True, R * 3, 100) == (DONE, 3 * len(R), b"".join(words))
+    play.done()
+
+
+@OWN_PROVIDER
+def test_what_a_record_opened_in_place_leaves_over_is_for_the_step() -> None:
+    """RENEGOTIATE's handshake bytes, with data in front and behind."""
+    play = open_client()
+    play.add("open", FAILURES["SEC_E_UNSUPPORTED_FUNCTION"], header=0)
+    play.add("decrypt", OK, input=R, data=b"before")
+    play.add("decrypt", RENEGOTIATE, input=R, extra=4)
+    play.add("step", OK, input=R[-4:], token=b"answer")
+    play.add("decrypt", OK, input=R, data=b"behind")
+    assert play.session.convert(True, R * 3, 100) == (DONE, 3 * len(R), b"beforebehind")
+    assert play.take() == b"answer"
+    play.done()
+
+
+@OWN_PROVIDER
+def test_an_answer_that_lies_outside_is_the_engines_fault_in_place_too() -> None:
+    play = open_client()
+    play.add("open", FAILURES["SEC_E_UNSUPPORTED_FUNCTION"], header=0)
+    play.add("decrypt", OK, input=R, parts=[(sspi.DATA, 15, 1)])
+    assert play.session.convert(True, R, 100) == (E_TLS, len(R), b"")
+    assert play.error["code"] == INTERNAL
+    play.done()
+
+
+@OWN_PROVIDER
+def test_an_engine_that_wants_more_than_a_record_gets_it() -> None:
+    play = open_client()
+    play.add("open", FAILURES["SEC_E_UNSUPPORTED_FUNCTION"], header=0)
+    play.add("decrypt", INCOMPLETE, input=R)  # in place
+    play.add("decrypt", INCOMPLETE, input=R)  # in the input
+    assert play.session.convert(True, R + R, 100) == (DONE, len(R), b"")
+    play.add("decrypt", OK, input=R + R, data=b"both")
+    play.session.feed(R)
+    assert play.session.read(100) == (DONE, b"both")
+    play.done()
+
+
+@OWN_PROVIDER
+def test_an_engine_that_works_in_place_only_ends_a_stream_from_memory() -> None:
+    play = open_client()
+    play.add("open", FAILURES["SEC_E_UNSUPPORTED_FUNCTION"], header=0)
+    play.add("decrypt", OK, input=R, data=b"last")
+    play.add("decrypt", EXPIRED, input=R)
+    assert play.session.convert(True, R + R + R, 100) == (DONE, 2 * len(R), b"last")
+    assert play.session.read(100) == (END, b"")
+    play.done()
+
+
+@OWN_PROVIDER
+def test_an_engine_that_works_in_place_only_seals_into_memory() -> None:
+    """The copy into its place is the only one; what does not fit is not taken."""
+    play = open_client()
+    data = bytes(range(250)) * 80  # 20,000: two records
+    play.add("seal", FAILURES["SEC_E_UNSUPPORTED_FUNCTION"], input=data, header=0)
+    play.add("encrypt", OK, input=data[:16384])
+    room = play.session.sizes(len(data), b"")[0]
+    status, taken, sealed = play.session.convert(False, data, room - 1)
+    assert (status, taken) == (DONE, 16384)
+    assert sealed[5 : 5 + 16384] == bytes(b ^ 0xFF for b in data[:16384])
+    play.add("encrypt", OK, input=data[16384:])
+    assert play.session.convert(False, data[16384:], room)[:2] == (DONE, len(data) - 16384)
+    play.add("encrypt", FAILURES["SEC_E_ENCRYPT_FAILURE"], input=b"x")
+    assert play.session.convert(False, b"x", 100) == (E_TLS, 0, b"")
     play.done()
 
 

@@ -183,6 +183,10 @@ class Session:
         """As the argument; an error that stands stays. Also with a socket."""
     def encrypt(self, data: Buffer, /) -> bytes:
         """The records for data, with what output waited before them."""
+    def encrypt_into(self, data: Buffer, buffer: Buffer, /) -> int:
+        """As encrypt into a buffer of encrypted_size(len(data)) or more: bytes written."""
+    def encrypted_size(self, length: int, /) -> int:
+        """Room for length bytes encrypted, and for what output waits before them."""
     def decrypt(self, data: Buffer, /) -> bytes:
         """The plaintext of the peer's bytes, perhaps b""; plaintext before an error comes first."""
     def decrypt_into(self, data: Buffer, buffer: Buffer, /) -> int:

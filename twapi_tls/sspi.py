@@ -433,11 +433,31 @@ class SspiContext:
             # a small record.
             self.encrypt, self.decrypt = session.encrypt, session.decrypt
 
+    def encrypt_into(self, data: Buffer, buffer: Buffer) -> int:
+        """The records for data into a writable buffer: how many bytes.
+
+        The buffer has ``encrypted_size(len(data))`` bytes or more, else
+        ValueError and nothing is done. What waits to go to the peer comes
+        first; the two memories must not overlap (ValueError). Errors as
+        with ``sspi_encrypt_stream``.
+        """
+        return _own(self).encrypt_into(data, buffer)
+
+    def encrypted_size(self, length: int) -> int:
+        """The room that ``encrypt_into`` wants for so many bytes.
+
+        At most that much is written; now, for it grows by what comes to
+        wait: an answer to a peer that changed its keys, say.
+        """
+        return _own(self).encrypted_size(length)
+
     def decrypt_into(self, data: Buffer, buffer: Buffer) -> int:
         """The plaintext of the peer's bytes into a writable buffer: how many bytes.
 
         What does not fit waits inside: ``decrypt_into(b"", buffer)`` gives
-        more of it, and 0 says that nothing is left. Errors and what is kept
+        more of it, and 0 says that nothing is left. A buffer as long as data
+        holds all of it with the fewest copies; what is behind the plaintext
+        in it may be overwritten. Errors and what is kept
         as with ``sspi_decrypt_stream``, which tells the status; the two
         memories must not overlap (ValueError).
         """

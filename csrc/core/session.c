@@ -57,6 +57,7 @@
 #define ANSWERS_MAX (64u * 1024u) /* output beside what writing leaves */
 #define ALERT_ROOM 512u
 #define UPDATE_ROOM 64u   /* for a KeyUpdate that an engine puts between */
+#define HEADER_MAX 64u    /* of a record, as far as one is set aside */
 #define SNI_MAX 255u /* RFC 1035, 2.3.4 */
 
 #define ALERT_UNEXPECTED_MESSAGE 10
@@ -1381,42 +1382,75 @@ static enum tw_status answer_lock_held(struct tw_session *s)
     return TW_DONE;
 }
 
-/* Sorts out the four buffers of DecryptMessage. */
-static bool place_plain_lock_held(struct tw_session *s, SecBuffer *b,
-                                  uint8_t *at, size_t len)
+/* What DecryptMessage made of a record: n bytes of data, and how many of
+   the bytes it was given are left over at their end. */
+struct plain {
+    uint8_t *data; /* where it lies; NULL: none */
+    size_t n;
+    size_t extra;
+};
+
+/* Sorts out the four buffers of DecryptMessage over at[0..len). */
+static bool find_plain(const SecBuffer *b, uint8_t *at, size_t len,
+                       struct plain *found)
 {
-    uint8_t *data = NULL;
-    size_t n = 0;
-    size_t extra = 0;
-    size_t offset;
     size_t i;
 
+    memset(found, 0, sizeof(*found));
     for (i = 0; i < 4; i++) {
-        if (b[i].BufferType == SECBUFFER_DATA && data == NULL) {
-            data = b[i].pvBuffer;
-            n = b[i].cbBuffer;
+        if (b[i].BufferType == SECBUFFER_DATA && found->data == NULL) {
+            found->data = b[i].pvBuffer;
+            found->n = b[i].cbBuffer;
         } else if (b[i].BufferType == SECBUFFER_EXTRA) {
-            extra = b[i].cbBuffer;
+            found->extra = b[i].cbBuffer;
         }
     }
-    if (extra > len) {
+    if (found->extra > len) {
         return false;
     }
-    if (n == 0 || data == NULL) {
-        cipher_consume_lock_held(s, len - extra);
+    if (found->n == 0 || found->data == NULL) {
+        found->data = NULL;
+        found->n = 0;
         return true;
     }
-    if (data < at || data > at + (len - extra)
-        || n > len - extra - (size_t)(data - at)) {
-        return false; /* not in place: no such engine is known */
+    len -= found->extra;
+    /* not in place: no such engine is known */
+    return found->data >= at && found->data <= at + len
+           && found->n <= len - (size_t)(found->data - at);
+}
+
+/* Keeps it as what is read next; at[0..len) is the ciphertext at hand. */
+static void place_plain_lock_held(struct tw_session *s,
+                                  const struct plain *found,
+                                  const uint8_t *at, size_t len)
+{
+    size_t offset;
+
+    len -= found->extra;
+    if (found->data == NULL) {
+        cipher_consume_lock_held(s, len);
+        return;
     }
-    offset = (size_t)(data - at);
+    offset = (size_t)(found->data - at);
     cipher_consume_lock_held(s, offset);
-    s->plain_len = n;
-    s->plain_skip = len - extra - offset - n;
+    s->plain_len = found->n;
+    s->plain_skip = len - offset - found->n;
     s->tried = 0;
     s->need = 0;
-    return true;
+}
+
+static SECURITY_STATUS decrypt_message_lock_held(struct tw_session *s,
+                                                 SecBuffer *b, uint8_t *at,
+                                                 size_t len)
+{
+    SecBufferDesc desc = {SECBUFFER_VERSION, 4, b};
+    size_t i;
+
+    set_buffer(&b[0], SECBUFFER_DATA, at, len);
+    for (i = 1; i < 4; i++) {
+        set_buffer(&b[i], SECBUFFER_EMPTY, NULL, 0);
+    }
+    return s->table->DecryptMessage(&s->ctx, &desc, 0, NULL);
 }
 
 /* A status of DecryptMessage after which reading goes on. */
@@ -1478,9 +1512,9 @@ static enum tw_status decrypted_lock_held(struct tw_session *s,
 static enum tw_status decrypt_lock_held(struct tw_session *s)
 {
     SecBuffer b[4];
-    SecBufferDesc desc = {SECBUFFER_VERSION, 4, NULL};
     SECURITY_STATUS status;
     enum tw_record_fault fault;
+    struct plain found;
     size_t len;
     size_t i;
     uint8_t *at = cipher_at_lock_held(s, &len);
@@ -1492,13 +1526,8 @@ static enum tw_status decrypt_lock_held(struct tw_session *s)
     if (len <= s->tried || tw_record_missing(at, len) > 0) {
         return dry_lock_held(s);
     }
-    desc.pBuffers = b;
-    set_buffer(&b[0], SECBUFFER_DATA, at, len);
-    for (i = 1; i < 4; i++) {
-        set_buffer(&b[i], SECBUFFER_EMPTY, NULL, 0);
-    }
     s->input.secret = true;
-    status = s->table->DecryptMessage(&s->ctx, &desc, 0, NULL);
+    status = decrypt_message_lock_held(s, b, at, len);
     if (status == SEC_E_INCOMPLETE_MESSAGE) {
         size_t hint = 0;
         for (i = 0; i < 4; i++) {
@@ -1513,9 +1542,10 @@ static enum tw_status decrypt_lock_held(struct tw_session *s)
         return engine_failed_lock_held(
             s, status < 0 ? status : SEC_E_INTERNAL_ERROR);
     }
-    if (!place_plain_lock_held(s, b, at, len)) {
+    if (!find_plain(b, at, len, &found)) {
         return engine_failed_lock_held(s, SEC_E_INTERNAL_ERROR);
     }
+    place_plain_lock_held(s, &found, at, len);
     return decrypted_lock_held(s, status, s->plain_len > 0);
 }
 
@@ -1718,26 +1748,51 @@ static bool prepare_output_lock_held(struct tw_session *s, size_t len)
     return output_reserve_lock_held(s, room) != NULL;
 }
 
+/* What of len goes into the next record, and what stands around it. */
+static size_t next_part_lock_held(const struct tw_session *s, size_t len,
+                                  size_t *around)
+{
+    *around = (size_t)s->sizes.cbHeader + s->sizes.cbTrailer;
+    return len < s->sizes.cbMaximumMessage ? len : s->sizes.cbMaximumMessage;
+}
+
 /*
  * Seals straight from src to dst[0..room), as many records as fit: *taken
- * bytes became *made. TW_DONE with nothing taken: the engine cannot.
+ * bytes became *made. By the engine's own way from one memory to another,
+ * or record by record: EncryptMessage works in place, so a record's data is
+ * copied to where it shall be, and that is the only copy.
  */
 static enum tw_status seal_into_lock_held(struct tw_session *s,
                                           const uint8_t *src, size_t len,
                                           uint8_t *dst, size_t room,
                                           size_t *taken, size_t *made)
 {
-    SECURITY_STATUS status;
+    SECURITY_STATUS status = SEC_E_UNSUPPORTED_FUNCTION;
 
     *taken = 0;
     *made = 0;
-    if (s->indirect || s->provider->seal == NULL) {
-        return TW_DONE;
+    if (!s->indirect && s->provider->seal != NULL) {
+        status = s->provider->seal(&s->ctx, src, len, dst, room, taken,
+                                   made);
+        s->indirect = status == SEC_E_UNSUPPORTED_FUNCTION;
     }
-    status = s->provider->seal(&s->ctx, src, len, dst, room, taken, made);
     if (status == SEC_E_UNSUPPORTED_FUNCTION) {
-        s->indirect = true;
-        return TW_DONE;
+        status = SEC_E_OK;
+        while (*taken < len && status == SEC_E_OK) {
+            size_t around;
+            size_t part = next_part_lock_held(s, len - *taken, &around);
+            size_t sealed = 0;
+
+            if (room - *made < part + around) {
+                break;
+            }
+            status = seal_lock_held(s, dst + *made, src + *taken, part,
+                                    &sealed);
+            if (status == SEC_E_OK) {
+                *taken += part;
+                *made += sealed;
+            }
+        }
     }
     return status == SEC_E_OK ? TW_DONE
                               : engine_failed_lock_held(
@@ -1749,12 +1804,11 @@ static enum tw_status write_lock_held(struct tw_session *s,
                                       const uint8_t *src, size_t len,
                                       size_t *n)
 {
-    size_t overhead = (size_t)s->sizes.cbHeader + s->sizes.cbTrailer;
-    SECURITY_STATUS status;
     enum tw_status st;
     uint8_t *at;
     size_t pending;
-    size_t part;
+    size_t around;
+    size_t least;
     size_t room;
     size_t taken;
     size_t sealed;
@@ -1763,14 +1817,13 @@ static enum tw_status write_lock_held(struct tw_session *s,
         return fail_nomem_lock_held(s);
     }
     while (*n < len) {
-        part = len - *n < s->sizes.cbMaximumMessage
-                   ? len - *n
-                   : s->sizes.cbMaximumMessage;
+        least = next_part_lock_held(s, len - *n, &around) + around;
         pending = tw_buffer_length(&s->output);
-        if (pending > 0 && pending + part + overhead > TW_OUTPUT_LIMIT) {
+        if (pending > 0 && pending + least > TW_OUTPUT_LIMIT) {
             return TW_WANT_WRITE;
         }
-        at = output_reserve_lock_held(s, part + overhead + UPDATE_ROOM);
+        least += UPDATE_ROOM;
+        at = output_reserve_lock_held(s, least);
         if (at == NULL) {
             return fail_nomem_lock_held(s);
         }
@@ -1778,8 +1831,8 @@ static enum tw_status write_lock_held(struct tw_session *s,
         if (room > TW_OUTPUT_LIMIT - pending) {
             room = TW_OUTPUT_LIMIT - pending;
         }
-        if (room < part + overhead + UPDATE_ROOM) {
-            room = part + overhead + UPDATE_ROOM;
+        if (room < least) {
+            room = least;
         }
         st = seal_into_lock_held(s, src + *n, len - *n, at, room, &taken,
                                  &sealed);
@@ -1788,20 +1841,10 @@ static enum tw_status write_lock_held(struct tw_session *s,
         if (st != TW_DONE) {
             return st;
         }
-        if (taken > 0) {
-            continue;
-        }
-        if (!s->indirect && s->provider->seal != NULL) {
-            /* EncryptMessage would pass by what the engine has to send */
+        if (taken == 0) {
+            /* there was room: the engine is at its end */
             return engine_failed_lock_held(s, SEC_E_INTERNAL_ERROR);
         }
-        status = seal_lock_held(s, at, src + *n, part, &sealed);
-        if (status != SEC_E_OK) {
-            return engine_failed_lock_held(
-                s, status < 0 ? status : SEC_E_INTERNAL_ERROR);
-        }
-        tw_buffer_commit(&s->output, sealed);
-        *n += part;
     }
     return TW_DONE;
 }
@@ -1852,19 +1895,36 @@ enum tw_status tw_session_write(struct tw_session *s, const uint8_t *src,
 
 /* --- both, from memory to memory --- */
 
+static size_t sealed_size_lock_held(const struct tw_session *s, size_t len)
+{
+    size_t each = s->sizes.cbMaximumMessage;
+    size_t records;
+
+    if (s->state != TW_OPEN) {
+        return 0;
+    }
+    records = len / each + (len % each != 0);
+    return len
+           + records * ((size_t)s->sizes.cbHeader + s->sizes.cbTrailer);
+}
+
 size_t tw_session_sealed_size(struct tw_session *s, size_t len)
 {
-    size_t size = 0;
+    size_t size;
 
     tw_lock_acquire(&s->lock);
-    if (s->state == TW_OPEN) {
-        size_t each = s->sizes.cbMaximumMessage;
-        size_t records = len / each + (len % each != 0);
+    size = sealed_size_lock_held(s, len);
+    tw_lock_release(&s->lock);
+    return size;
+}
 
-        size = len
-               + records
-                     * ((size_t)s->sizes.cbHeader + s->sizes.cbTrailer);
-    }
+size_t tw_session_sealed_bound(struct tw_session *s, size_t len)
+{
+    size_t size;
+
+    tw_lock_acquire(&s->lock);
+    size = sealed_size_lock_held(s, len);
+    size += tw_buffer_length(&s->output) + (size > 0 ? UPDATE_ROOM : 0);
     tw_lock_release(&s->lock);
     return size;
 }
@@ -1927,38 +1987,132 @@ size_t tw_session_content_size(struct tw_session *s, const uint8_t *src,
     return size;
 }
 
+/* Opens the record src[0..len) from one memory into another by the engine's
+   own way: *used 0 if it has none, or if dst is too small for it. */
+static enum tw_status open_record_lock_held(struct tw_session *s,
+                                            const uint8_t *src, size_t len,
+                                            uint8_t *dst, size_t cap,
+                                            size_t *used, size_t *n)
+{
+    SECURITY_STATUS status;
+
+    status = s->provider->open(&s->ctx, src, len, dst, cap, used, n);
+    if (status == SEC_E_UNSUPPORTED_FUNCTION) {
+        s->indirect = true;
+        return TW_DONE;
+    }
+    if (!is_reading(status)) {
+        return engine_failed_lock_held(
+            s, status < 0 ? status : SEC_E_INTERNAL_ERROR);
+    }
+    return *used > 0 ? decrypted_lock_held(s, status, *n > 0) : TW_DONE;
+}
+
+/*
+ * The same for an engine that works in place: the record, which is whole,
+ * is copied so that its data comes to lie at dst[0..), with `before` bytes
+ * of the caller's in front of it. Its header lies over the last of those
+ * meanwhile, and what is behind its data over what follows.
+ */
+static enum tw_status open_in_place_lock_held(struct tw_session *s,
+                                              const uint8_t *src,
+                                              size_t record, uint8_t *dst,
+                                              size_t before, size_t *used,
+                                              size_t *n)
+{
+    SecBuffer b[4];
+    SECURITY_STATUS status;
+    struct plain found;
+    uint8_t kept[HEADER_MAX];
+    size_t header = s->sizes.cbHeader;
+    uint8_t *at;
+    bool good;
+
+    if (header > before || header > sizeof(kept)) {
+        header = 0;
+    }
+    at = dst - header;
+    memcpy(kept, at, header);
+    memcpy(at, src, record);
+    status = decrypt_message_lock_held(s, b, at, record);
+    good = is_reading(status) && find_plain(b, at, record, &found)
+           && tw_buffer_append(&s->input, at + record - found.extra,
+                               found.extra);
+    if (good && found.n > 0 && found.data != dst) {
+        memmove(dst, found.data, found.n);
+    } else if (!good) {
+        tw_wipe(at, record); /* plaintext that nothing vouches for */
+    }
+    memcpy(at, kept, header);
+    if (status == SEC_E_INCOMPLETE_MESSAGE) {
+        return TW_DONE; /* it wants more than a record: in the input */
+    }
+    *used = record;
+    if (!good) {
+        return engine_failed_lock_held(
+            s, status < 0 ? status : SEC_E_INTERNAL_ERROR);
+    }
+    *n = found.n;
+    return decrypted_lock_held(s, status, found.n > 0);
+}
+
+/* The same by way of the input, which is empty: where dst is too small for
+   the record with all that is around its data. */
+static enum tw_status copy_record_lock_held(struct tw_session *s,
+                                            const uint8_t *src,
+                                            size_t record, uint8_t *dst,
+                                            size_t cap, size_t *used,
+                                            size_t *n)
+{
+    enum tw_status st;
+
+    if (!tw_buffer_append(&s->input, src, record)) {
+        return fail_nomem_lock_held(s);
+    }
+    *used = record;
+    st = read_lock_held(s, dst, cap, n);
+    return st < 0 ? st : TW_DONE; /* what is wanted next, a read will tell */
+}
+
 enum tw_status tw_session_open(struct tw_session *s, const uint8_t *src,
                                size_t len, uint8_t *dst, size_t cap,
                                size_t *used, size_t *n,
                                struct tw_error *err)
 {
     enum tw_status st = TW_DONE;
-    SECURITY_STATUS status;
     size_t part = 1;
-    size_t got;
 
     *used = 0;
     *n = 0;
     tw_lock_acquire(&s->lock);
     while (st == TW_DONE && part > 0 && *used < len && s->state == TW_OPEN
-           && !s->indirect && s->provider->open != NULL
-           && !s->renegotiating && !s->read_ended
+           && !s->renegotiating && !s->read_ended && !s->eof
            && tw_buffer_length(&s->input) == 0
            && tw_record_check(src + *used, len - *used) == TW_RECORD_OK
            && tw_record_missing(src + *used, len - *used) == 0) {
-        status = s->provider->open(&s->ctx, src + *used, len - *used,
-                                   dst + *n, cap - *n, &part, &got);
+        const uint8_t *at = src + *used;
+        size_t record = tw_record_length(at, len - *used);
+        bool direct = !s->indirect && s->provider->open != NULL;
+        size_t got = 0;
+
+        part = 0;
+        if (direct) {
+            st = open_record_lock_held(s, at, len - *used, dst + *n,
+                                       cap - *n, &part, &got);
+            direct = !s->indirect;
+        }
+        if (!direct && record <= cap - *n) {
+            st = open_in_place_lock_held(s, at, record, dst + *n, *n, &part,
+                                         &got);
+        }
+        if (!direct && part == 0 && st == TW_DONE) {
+            st = copy_record_lock_held(s, at, record, dst + *n, cap - *n,
+                                       &part, &got);
+        }
         *used += part;
         *n += got;
-        if (status == SEC_E_UNSUPPORTED_FUNCTION) {
-            s->indirect = true;
-        } else if (!is_reading(status)) {
-            st = engine_failed_lock_held(
-                s, status < 0 ? status : SEC_E_INTERNAL_ERROR);
-        } else if (part > 0) {
-            st = decrypted_lock_held(s, status, got > 0);
-        }
     }
+    input_relax_lock_held(s);
     st = *n > 0 ? TW_DONE : report_lock_held(s, st, err);
     tw_lock_release(&s->lock);
     return st;

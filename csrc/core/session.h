@@ -128,10 +128,11 @@ enum tw_status tw_session_write(struct tw_session *, const uint8_t *src,
                                 size_t len, size_t *n,
                                 struct tw_error *err);
 /*
- * The same two without input and output in between, for callers who have
- * the peer's bytes in memory and want theirs there. Both do what they can
- * and say how far they came: nothing, if the engine has no such way, or if
- * bytes already wait that must go first. The rest goes the ordinary way.
+ * The same two for callers who have the peer's bytes in memory and want
+ * theirs there: with as few copies as the engine allows, and no more memory
+ * in between than a record takes. Both do what they can and say how far
+ * they came: nothing, if bytes already wait that must go first. The rest
+ * goes the ordinary way.
  *
  * seal: *taken bytes of src became *made of whole records at dst;
  * sealed_size is what len bytes become, room enough for all of them.
@@ -139,6 +140,9 @@ enum tw_status tw_session_write(struct tw_session *, const uint8_t *src,
  * what whole records in src can hold, with what waits inside already.
  */
 size_t tw_session_sealed_size(struct tw_session *, size_t len);
+/* Room for all that a caller gets who takes the output, seals len bytes and
+   takes the output again: with what waits, and what an engine puts between. */
+size_t tw_session_sealed_bound(struct tw_session *, size_t len);
 /* Is sealed_size exactly what comes out (an AEAD), or a bound? */
 bool tw_session_sealed_exactly(struct tw_session *);
 enum tw_status tw_session_seal(struct tw_session *, const uint8_t *src,

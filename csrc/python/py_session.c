@@ -79,6 +79,7 @@ enum op {
     OP_SET_CREDENTIALS,
     OP_SET_CERTIFICATE,
     OP_SEAL,
+    OP_SEAL_ALL,
     OP_OPEN
 };
 
@@ -87,8 +88,8 @@ struct call {
     uint8_t *dst;       /* where bytes go */
     const uint8_t *src; /* where they come from */
     size_t len;         /* of either */
-    size_t room;        /* OP_SEAL, OP_OPEN: of dst; len is of src */
-    size_t used;        /* OP_SEAL, OP_OPEN: of src */
+    size_t room;        /* OP_SEAL..., OP_OPEN: of dst; len is of src */
+    size_t used;        /* OP_SEAL..., OP_OPEN: of src */
     size_t work;        /* OP_OPEN: most that may be decrypted */
     size_t n;           /* bytes moved so far */
     int64_t deadline;   /* tw_clock_ns */
@@ -185,6 +186,47 @@ static size_t copy_output(struct tw_session *s, uint8_t *dst, size_t room)
     return len;
 }
 
+static enum tw_status cannot_encrypt(struct call *c)
+{
+    return tw_error_set(&c->err, TW_E_STATE, 0,
+                        "the context cannot encrypt now: a renegotiation "
+                        "waits for the peer");
+}
+
+/* What waits and then all of c->src as records, into c->dst. Should that be
+   too small after all (somebody else left output in between), the rest
+   becomes output. */
+static enum tw_status seal_all(struct tw_session *s, struct call *c)
+{
+    for (;;) {
+        enum tw_status st;
+        size_t taken;
+        size_t made;
+
+        if (c->n < c->room) {
+            c->n += copy_output(s, c->dst + c->n, c->room - c->n);
+        }
+        if (c->used == c->len) {
+            return TW_DONE;
+        }
+        st = tw_session_seal(s, c->src + c->used, c->len - c->used,
+                             c->dst + c->n, c->room - c->n, &taken, &made,
+                             &c->err);
+        c->n += made;
+        if (st == TW_DONE && taken == 0) {
+            st = tw_session_write(s, c->src + c->used, c->len - c->used,
+                                  &taken, &c->err);
+        }
+        c->used += taken;
+        if (st < 0) {
+            return st;
+        }
+        if (taken == 0) {
+            return cannot_encrypt(c);
+        }
+    }
+}
+
 /* What the direct way left of c->src goes the ordinary one, into c->dst. */
 static enum tw_status open_rest(struct tw_session *s, struct call *c)
 {
@@ -227,6 +269,8 @@ static enum tw_status perform_core(struct tw_session *s, struct call *c)
     case OP_SEAL:
         return tw_session_seal(s, c->src, c->len, c->dst, c->room, &c->used,
                                &c->n, &c->err);
+    case OP_SEAL_ALL:
+        return seal_all(s, c);
     case OP_OPEN:
         return open_all(s, c);
     case OP_HANDSHAKE:
@@ -288,6 +332,7 @@ static bool is_small(const struct call *c)
     case OP_TAKE_OUTPUT:
     case OP_TAKE_INPUT:
     case OP_SEAL:
+    case OP_SEAL_ALL:
         return c->len <= SMALL;
     case OP_OPEN:
         return c->work <= SMALL;
@@ -980,9 +1025,7 @@ static PyObject *encrypt_rest(PyObject *self, struct call *c,
         if (more != NULL && one.n == 0 && PyBytes_Size(more) == 0) {
             Py_DECREF(more);
             Py_DECREF(done);
-            (void)tw_error_set(&one.err, TW_E_STATE, 0,
-                               "the context cannot encrypt now: a "
-                               "renegotiation waits for the peer");
+            (void)cannot_encrypt(&one);
             return tw_error_raise(tw_module_of(self), &one.err);
         }
         both = more == NULL ? NULL : PySequence_Concat(done, more);
@@ -1115,6 +1158,98 @@ static PyObject *session_decrypt(PyObject *self, PyObject *arg)
     return result;
 }
 
+/* The arguments (data, buffer) of a call that reads one and fills the
+   other. To be released together. */
+struct memories {
+    Py_buffer data;
+    Py_buffer into;
+};
+
+static void release_memories(struct memories *m)
+{
+    PyBuffer_Release(&m->into);
+    PyBuffer_Release(&m->data);
+}
+
+/* -1 with an exception, and nothing to release. */
+static int get_memories(const char *name, PyObject *const *args,
+                        Py_ssize_t count, struct memories *m,
+                        struct call *c)
+{
+    if (tw_arg_count(name, count, 2, 2) < 0 ||
+        PyObject_GetBuffer(args[0], &m->data, PyBUF_SIMPLE) < 0) {
+        return -1;
+    }
+    if (PyObject_GetBuffer(args[1], &m->into, PyBUF_WRITABLE) < 0) {
+        PyBuffer_Release(&m->data);
+        return -1;
+    }
+    c->src = m->data.buf;
+    c->len = (size_t)m->data.len;
+    c->dst = m->into.buf;
+    c->room = (size_t)m->into.len;
+    if (c->len != 0 && c->room != 0 && c->dst < c->src + c->len &&
+        c->src < c->dst + c->room) {
+        PyErr_SetString(PyExc_ValueError, "data and buffer overlap");
+        release_memories(m);
+        return -1;
+    }
+    return 0;
+}
+
+PyDoc_STRVAR(encrypt_into_doc,
+"encrypt_into(data, buffer) -> int\n\n"
+"As encrypt() into a writable buffer: how many bytes. ValueError if it has\n"
+"less room than encrypted_size(len(data)): nothing was done. The two must\n"
+"not overlap.");
+
+static PyObject *session_encrypt_into(PyObject *self, PyObject *const *args,
+                                      Py_ssize_t count)
+{
+    struct call c = {.op = OP_SEAL_ALL};
+    struct memories memories;
+    PyObject *result = NULL;
+    enum tw_status st;
+    size_t need;
+
+    if (get_memories("encrypt_into", args, count, &memories, &c) < 0) {
+        return NULL;
+    }
+    need = tw_session_sealed_bound(core_of(self), c.len);
+    if (c.room < need) {
+        PyErr_Format(PyExc_ValueError,
+                     "the buffer has %zu bytes of the %zu that are needed",
+                     c.room, need);
+        goto done;
+    }
+    st = run(session_of(self), &c);
+    result = st < 0 ? fail(session_of(self), st, &c)
+                    : PyLong_FromSize_t(c.n);
+done:
+    release_memories(&memories);
+    return result;
+}
+
+PyDoc_STRVAR(encrypted_size_doc,
+"encrypted_size(length) -> int\n\n"
+"The room that encrypt_into() wants for so many bytes, and for what waits\n"
+"to go before them. Before the handshake is over: for that alone.");
+
+static PyObject *session_encrypted_size(PyObject *self, PyObject *arg)
+{
+    size_t length = PyLong_AsSize_t(arg);
+
+    if (length == (size_t)-1 && PyErr_Occurred()) {
+        return NULL;
+    }
+    if (length > (size_t)PY_SSIZE_T_MAX / 2) {
+        PyErr_SetString(PyExc_OverflowError, "no such length");
+        return NULL;
+    }
+    return PyLong_FromSize_t(
+        tw_session_sealed_bound(core_of(self), length));
+}
+
 PyDoc_STRVAR(decrypt_into_doc,
 "decrypt_into(data, buffer) -> int\n\n"
 "As decrypt() into a writable buffer: how many bytes, perhaps 0. What does\n"
@@ -1125,27 +1260,12 @@ static PyObject *session_decrypt_into(PyObject *self, PyObject *const *args,
                                       Py_ssize_t count)
 {
     struct call c = {.op = OP_OPEN};
+    struct memories memories;
     PyObject *result = NULL;
-    Py_buffer data;
-    Py_buffer into;
     enum tw_status st;
 
-    if (tw_arg_count("decrypt_into", count, 2, 2) < 0 ||
-        PyObject_GetBuffer(args[0], &data, PyBUF_SIMPLE) < 0) {
+    if (get_memories("decrypt_into", args, count, &memories, &c) < 0) {
         return NULL;
-    }
-    if (PyObject_GetBuffer(args[1], &into, PyBUF_WRITABLE) < 0) {
-        PyBuffer_Release(&data);
-        return NULL;
-    }
-    c.src = data.buf;
-    c.len = (size_t)data.len;
-    c.dst = into.buf;
-    c.room = (size_t)into.len;
-    if (c.len != 0 && c.room != 0 && c.dst < c.src + c.len &&
-        c.src < c.dst + c.room) {
-        PyErr_SetString(PyExc_ValueError, "data and buffer overlap");
-        goto done;
     }
     c.work = tw_session_content_size(core_of(self), c.src, c.len);
     st = run(session_of(self), &c);
@@ -1156,9 +1276,7 @@ static PyObject *session_decrypt_into(PyObject *self, PyObject *const *args,
     } else {
         result = PyLong_FromSize_t(c.n);
     }
-done:
-    PyBuffer_Release(&into);
-    PyBuffer_Release(&data);
+    release_memories(&memories);
     return result;
 }
 
@@ -1714,6 +1832,8 @@ static PyMethodDef session_methods[] = {
     NONE(feed_eof),
     ONE(set_ragged_eof),
     ONE(encrypt),
+    FAST(encrypt_into),
+    ONE(encrypted_size),
     ONE(decrypt),
     FAST(decrypt_into),
     NONE(take_output),

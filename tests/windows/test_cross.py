@@ -381,7 +381,7 @@ def loop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run(
         ["x86_64-w64-mingw32-gcc", "-O2", "-Wall", "-DUNICODE", "-D_UNICODE",
          "-DWIN32_LEAN_AND_MEAN", ROOT / "tests/windows/loop.c", "-o", program,
-         "-lsecur32", "-lcrypt32", "-lpsapi"],
+         "-lsecur32", "-lcrypt32", "-lpsapi", "-lws2_32"],
         check=True,
         timeout=120,
     )  # fmt: skip
