@@ -176,6 +176,30 @@ def serve_sealed(ours: Ours, sock: socket.socket, amount: int, hear: Callable[[]
     sock.sendall(sealed)
 
 
+def send_sealed(
+    ours: Ours,
+    sock: socket.socket,
+    amount: int,
+    plain: bool,
+    say: Callable[[Any], None],
+    hear: Callable[[], Any],
+) -> None:
+    """The other end of a receiver that is measured: makes everything, says
+    so, sends it at the word, and waits for another."""
+
+    def ready() -> None:
+        say("ready")
+        hear()
+
+    if plain:
+        data = bytes(amount)
+        ready()
+        sock.sendall(data)
+    else:
+        serve_sealed(ours, sock, amount, ready)
+    hear()
+
+
 def receive_run(engine: Engine, amount: int, ours: Ours, cpu: list[float] | None = None) -> float:
     """MB/s of the receiver; the sender has sealed everything beforehand.
 
@@ -186,26 +210,11 @@ def receive_run(engine: Engine, amount: int, ours: Ours, cpu: list[float] | None
     def sender(say: Callable[[Any], None], hear: Callable[[], Any]) -> None:
         one.close()
         pin(1)
-        if isinstance(engine, Plain):
-            hear()
-            sealed = bytes(amount)
-            say("ready")
-            hear()
-            other.sendall(sealed)
-        else:
-
-            def ready() -> None:
-                say("ready")
-                hear()
-
-            serve_sealed(ours, other, amount, ready)
-        hear()
+        send_sealed(ours, other, amount, isinstance(engine, Plain), say, hear)
 
     partner = Partner(sender)
     other.close()
     stream = engine.client(one)
-    if isinstance(engine, Plain):
-        partner.say("made")
     partner.hear()
     partner.say("go")
     began, used = time.monotonic(), time.process_time()
@@ -318,32 +327,35 @@ def epoll_server(engine: Engine, ends: list[Any], size: int) -> None:
     selector.close()
 
 
-def epoll_run(
-    engine: Engine, ours: Ours, connections: int, size: int, seconds: float, plain: bool
+def server_run(
+    prepare: Callable[[list[socket.socket]], Callable[[], object]],
+    client: Engine,
+    connections: int,
+    size: int,
+    seconds: float,
 ) -> float:
-    """Requests per second of the server's CPU time.
+    """Requests per second of a server's CPU time.
 
-    The load comes from the other CPU, over our channels whatever the server
-    is; one request is under way on each connection.
+    prepare: puts the server's ends on the sockets; its answer serves until
+    all have closed. The load comes from the other CPU, over our channels
+    whatever the server is; one request is under way on each connection.
     """
     pairs = [connected_pair() for _ in range(connections)]
 
     def server(say: Callable[[Any], None], hear: Callable[[], Any]) -> None:
-        ends = []
-        for one, other in pairs:
+        for one, _ in pairs:
             one.close()
-            ends.append(engine.server(other))
+        serve = prepare([other for _, other in pairs])
         pin(1)
         say("ready")
         hear()
         used = time.process_time()
-        epoll_server(engine, ends, size)
+        serve()
         say(time.process_time() - used)
 
     partner = Partner(server)
     before = affinity()
     streams = []
-    client: Engine = Plain() if plain else ours
     for one, other in pairs:
         other.close()
         streams.append(client.client(one))
@@ -356,6 +368,18 @@ def epoll_run(
     used = partner.hear()
     partner.end()
     return requests / float(used)
+
+
+def epoll_run(
+    engine: Engine, ours: Ours, connections: int, size: int, seconds: float, plain: bool
+) -> float:
+    """Requests per second of the CPU of a server that waits with epoll."""
+
+    def prepare(socks: list[socket.socket]) -> Callable[[], object]:
+        ends = [engine.server(sock) for sock in socks]
+        return lambda: epoll_server(engine, ends, size)
+
+    return server_run(prepare, Plain() if plain else ours, connections, size, seconds)
 
 
 def drive(streams: list[Any], size: int, seconds: float, partner: Partner) -> int:
