@@ -28,6 +28,8 @@ import twapi_tls as tls
 
 pytestmark = pytest.mark.timeout(30)
 
+versions = pytest.mark.parametrize("version", ["1.2", "1.3"])
+
 ORIGINAL = tls.__tls_background_error__
 
 
@@ -266,13 +268,17 @@ def test_a_handshake_that_fails(pki: Pki, act: Any, kind: Any, says: str, when: 
     run(main)
 
 
-def test_a_client_that_refuses_us(pki: Pki) -> None:
+@versions
+def test_a_client_that_refuses_us(pki: Pki, version: str) -> None:
     async def main(loop: Loop) -> None:
         with listen(pki) as listener:
 
             def ask() -> None:
+                creds = client_credentials(pki, protocols=[f"tls{version}"])
                 with pytest.raises(tls.TLSVerificationError):
-                    connect(listener.getsockname()[1], pki, peersubject="other.example")
+                    connect(
+                        listener.getsockname()[1], credentials=creds, peersubject="other.example"
+                    )
 
             await asyncio.to_thread(ask)
             error = (await loop.one())["exception"]
@@ -347,8 +353,9 @@ def test_a_callback_that_raises(pki: Pki, sort: str) -> None:
     run(main)
 
 
+@versions
 @pytest.mark.parametrize("kind", ["readable", "writable"])
-def test_a_handler_that_raises_is_removed(pki: Pki, kind: str) -> None:
+def test_a_handler_that_raises_is_removed(pki: Pki, version: str, kind: str) -> None:
     phases: list[Any] = []
 
     def hook(message: str, options: dict[str, Any]) -> None:
@@ -358,7 +365,7 @@ def test_a_handler_that_raises_is_removed(pki: Pki, kind: str) -> None:
     tls.tls_background_error = hook
 
     async def main(loop: Loop) -> None:
-        with tls_pair(pki) as (here, there):
+        with tls_pair(pki, version=version) as (here, there):
 
             def handler() -> None:
                 raise Odd("in the handler")
@@ -374,11 +381,12 @@ def test_a_handler_that_raises_is_removed(pki: Pki, kind: str) -> None:
     run(main)
 
 
-def test_a_handler_that_meets_the_channels_error(pki: Pki) -> None:
+@versions
+def test_a_handler_that_meets_the_channels_error(pki: Pki, version: str) -> None:
     """Raised by the read in it: reported once, not again and again."""
 
     async def main(loop: Loop) -> None:
-        with tls_pair(pki) as (here, there):
+        with tls_pair(pki, version=version) as (here, there):
             here.event("readable", lambda: here.recv(10))
             there.abort()
             assert isinstance((await loop.one())["exception"], tls.TLSTruncatedError)
@@ -386,14 +394,15 @@ def test_a_handler_that_meets_the_channels_error(pki: Pki) -> None:
     run(main)
 
 
+@versions
 @pytest.mark.parametrize("how", ["reset", "too slow"])
 def test_the_rest_of_a_closed_channel_that_cannot_be_sent(
-    pki: Pki, how: str, monkeypatch: pytest.MonkeyPatch
+    pki: Pki, version: str, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("twapi_tls.background.LINGER", 0.2 if how == "too slow" else LIMIT)
 
     async def main(loop: Loop) -> None:
-        with tls_pair(pki) as (here, there):
+        with tls_pair(pki, version=version) as (here, there):
             here.setblocking(False)
             here.event("readable", lambda: None)
             fill(here)
@@ -523,12 +532,14 @@ def test_errors_in_many_connections_are_each_told_once(pki: Pki) -> None:
     run(main)
 
 
-def test_python_ssl_clients_that_break_off(pki: Pki) -> None:
+@versions
+def test_python_ssl_clients_that_break_off(pki: Pki, version: str) -> None:
     """A peer that rejects our certificate at its leisure, in a thread."""
 
     async def main(loop: Loop) -> None:
         with listen(pki) as listener:
             context = ssl.create_default_context()  # does not know the root
+            context.maximum_version = getattr(ssl.TLSVersion, f"TLSv{version}".replace(".", "_"))
 
             def ask() -> None:
                 with client_of(listener) as plain, pytest.raises(ssl.SSLCertVerificationError):
@@ -541,7 +552,8 @@ def test_python_ssl_clients_that_break_off(pki: Pki) -> None:
     run(main)
 
 
-def test_credentials_serve_on_after_failures(pki: Pki) -> None:
+@versions
+def test_credentials_serve_on_after_failures(pki: Pki, version: str) -> None:
     got: list[Any] = []
 
     async def main(loop: Loop) -> None:
@@ -558,7 +570,7 @@ def test_credentials_serve_on_after_failures(pki: Pki) -> None:
                 await loop.one()
 
             def ask() -> None:
-                creds = client_credentials(pki)
+                creds = client_credentials(pki, protocols=[f"tls{version}"])
                 with connect(listener.getsockname()[1], credentials=creds) as channel:
                     got.append(channel.read())
 

@@ -14,7 +14,7 @@ import time
 import weakref
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import peers
 import pytest
@@ -69,33 +69,48 @@ def new_uvloop() -> asyncio.AbstractEventLoop:
     return loop
 
 
-def factories() -> list[Any]:
+class Setting(NamedTuple):
+    """What a test runs in."""
+
+    new_loop: Callable[[], asyncio.AbstractEventLoop]
+    version: str  # of TLS
+
+
+def settings() -> list[Any]:
+    """Each kind of loop, each version of TLS; both of these on the first."""
     have_uvloop = importlib.util.find_spec("uvloop") is not None
     if have_uvloop:
         # The first opens a pipe for signals that libuv keeps for good.
         new_uvloop().close()
     return [
-        pytest.param(asyncio.SelectorEventLoop, id="selector"),
+        pytest.param(Setting(asyncio.SelectorEventLoop, "1.3"), id="selector"),
+        pytest.param(Setting(asyncio.SelectorEventLoop, "1.2"), id="selector-1.2"),
         pytest.param(
-            new_uvloop,
+            Setting(new_uvloop, "1.3"),
             id="uvloop",
             marks=pytest.mark.skipif(not have_uvloop, reason="uvloop is not installed"),
         ),
-        pytest.param(new_deaf_loop, id="thread"),
+        pytest.param(Setting(new_deaf_loop, "1.2"), id="thread-1.2"),
     ]
 
 
 Runner = Callable[[Coroutine[Any, Any, Any]], Any]
 
 
-@pytest.fixture(params=factories())
-def run(request: pytest.FixtureRequest) -> Iterator[Runner]:
+@pytest.fixture(params=settings())
+def setting(request: pytest.FixtureRequest) -> Setting:
+    made: Setting = request.param
+    return made
+
+
+@pytest.fixture
+def run(setting: Setting) -> Iterator[Runner]:
     """Runs a coroutine on each kind of loop; nothing may reach the loop's
     exception handler."""
     reports: list[dict[str, Any]] = []
 
     def runner(main: Coroutine[Any, Any, Any]) -> Any:
-        with asyncio.Runner(loop_factory=request.param) as runner:
+        with asyncio.Runner(loop_factory=setting.new_loop) as runner:
             runner.get_loop().set_exception_handler(lambda _, told: reports.append(told))
             return runner.run(asyncio.wait_for(main, 4 * LIMIT))
 
@@ -105,8 +120,23 @@ def run(request: pytest.FixtureRequest) -> Iterator[Runner]:
 
 
 @pytest.fixture
-def ends(pki: Pki) -> Iterator[tuple[Any, Any]]:
-    with tls_pair(pki) as both:
+def version(request: pytest.FixtureRequest) -> str:
+    """Of TLS; 1.3 in a test that has its own loop, or none."""
+    if "setting" not in request.fixturenames:
+        return "1.3"
+    setting: Setting = request.getfixturevalue("setting")
+    return setting.version
+
+
+@pytest.fixture
+def creds(pki: Pki, version: str) -> Any:
+    """A client's, for one version."""
+    return client_credentials(pki, protocols=[f"tls{version}"])
+
+
+@pytest.fixture
+def ends(pki: Pki, version: str) -> Iterator[tuple[Any, Any]]:
+    with tls_pair(pki, version=version) as both:
         yield both
 
 
@@ -358,7 +388,9 @@ def test_the_end_of_a_half_line_raises_readable(run: Runner, ends: tuple[Any, An
     run(main())
 
 
-def test_data_that_came_with_the_handshake_raises_the_event(pki: Pki, run: Runner) -> None:
+def test_data_that_came_with_the_handshake_raises_the_event(
+    pki: Pki, run: Runner, creds: Any
+) -> None:
     """The peer's Finished and its first data in one segment."""
 
     def greet(connection: Any) -> None:
@@ -366,12 +398,12 @@ def test_data_that_came_with_the_handshake_raises_the_event(pki: Pki, run: Runne
         connection.recv(1)
 
     async def main(port: int) -> None:
-        channel = await asyncio.to_thread(connect, port, pki)
+        channel = await asyncio.to_thread(connect, port, credentials=creds)
         with channel:
             # The greeting may be here already: nothing else will come.
             await asyncio.sleep(0.05)
             assert await first(channel, "readable", channel.gets) == b"hello"
-        channel = connect(port, pki, async_=True)
+        channel = connect(port, credentials=creds, async_=True)
         with channel:
             assert await first(channel, "readable", channel.gets) == b"hello"
 
@@ -448,11 +480,13 @@ def test_the_loop_does_not_spin_on_what_cannot_go(run: Runner, ends: tuple[Any, 
 
 
 @pytest.mark.parametrize("kind", ["plain", "TLS"])
-def test_output_that_fails_behind_the_scenes_is_told_once(pki: Pki, run: Runner, kind: str) -> None:
+def test_output_that_fails_behind_the_scenes_is_told_once(
+    pki: Pki, run: Runner, version: str, kind: str
+) -> None:
     """The next writer hears of it; the loop does not try for ever."""
 
     async def main() -> None:
-        with plain_pair() if kind == "plain" else tls_pair(pki) as (here, there):
+        with plain_pair() if kind == "plain" else tls_pair(pki, version=version) as (here, there):
             here.setblocking(False)
             here.event("readable", lambda: None)
             fill(here)
@@ -477,12 +511,12 @@ def test_output_that_fails_behind_the_scenes_is_told_once(pki: Pki, run: Runner,
     run(main())
 
 
-def test_writable_waits_for_open(pki: Pki, run: Runner) -> None:
+def test_writable_waits_for_open(pki: Pki, run: Runner, creds: Any) -> None:
     """TWAPI's bug 202: not when TCP has connected, once the channel is OPEN."""
     go = threading.Event()
 
     async def main(port: int) -> None:
-        channel = connect(port, pki, async_=True, socketcmd=held_back(go))
+        channel = connect(port, credentials=creds, async_=True, socketcmd=held_back(go))
         with channel:
             with counting(channel, "writable", lambda: tls.tls_state(channel)) as calls:
                 await turns()
@@ -496,9 +530,9 @@ def test_writable_waits_for_open(pki: Pki, run: Runner) -> None:
         served.result()
 
 
-def test_a_server_that_stalls_raises_nothing(pki: Pki, run: Runner) -> None:
+def test_a_server_that_stalls_raises_nothing(run: Runner, creds: Any) -> None:
     async def main(listener: socket.socket) -> None:
-        channel = connect(listener.getsockname()[1], pki, async_=True)
+        channel = connect(listener.getsockname()[1], credentials=creds, async_=True)
         with channel, counting(channel, "writable") as calls, counting(channel, "readable") as more:
             accepted, _ = await asyncio.to_thread(listener.accept)
             with accepted:
@@ -516,9 +550,9 @@ def test_a_server_that_stalls_raises_nothing(pki: Pki, run: Runner) -> None:
 
 
 @pytest.mark.parametrize("kind", ["readable", "writable"])
-def test_a_failed_negotiation_raises_both(pki: Pki, run: Runner, kind: str) -> None:
+def test_a_failed_negotiation_raises_both(pki: Pki, run: Runner, creds: Any, kind: str) -> None:
     async def main(port: int) -> None:
-        channel = connect(port, pki, async_=True)
+        channel = connect(port, credentials=creds, async_=True)
         with channel:
             both: list[str] = []
             channel.event("readable", lambda: both.append("readable"))
@@ -721,11 +755,11 @@ def test_both_handlers_on_plain_channels(run: Runner) -> None:
     run(main())
 
 
-def test_a_conversation_by_events(pki: Pki, run: Runner) -> None:
+def test_a_conversation_by_events(pki: Pki, run: Runner, creds: Any) -> None:
     """Many lines each way, both ends event-driven, non-blocking."""
 
     async def main(port: int) -> None:
-        channel = connect(port, pki, async_=True)
+        channel = connect(port, credentials=creds, async_=True)
         with channel:
             channel.configure(blocking=False, buffering="line")
             lines = [str(i).encode() * (i % 50 + 1) for i in range(500)]
@@ -752,9 +786,8 @@ def test_a_conversation_by_events(pki: Pki, run: Runner) -> None:
         assert len(served.result()) == 501
 
 
-def test_many_channels_on_one_loop(pki: Pki, run: Runner) -> None:
+def test_many_channels_on_one_loop(pki: Pki, run: Runner, creds: Any) -> None:
     async def main(port: int) -> None:
-        creds = client_credentials(pki)
         channels = [connect(port, async_=True, credentials=creds) for _ in range(30)]
         try:
             await asyncio.gather(*(first(channel, "writable") for channel in channels))
