@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 import twapi_tls as tls
 
 CURRENT_USER = 1 << 16  # CERT_SYSTEM_STORE_CURRENT_USER
-SYSTEM_STORE = 10  # CERT_STORE_PROV_SYSTEM_W
+SYSTEM_STORE = 13  # CERT_STORE_PROV_SYSTEM_REGISTRY_W: the store itself, no collection
 MAXIMUM_ALLOWED = 0x1000
 X509 = 1
 FIND_EXISTING = 0xD0000
@@ -106,6 +106,7 @@ def unchanged(store: str) -> Iterator[None]:
 
 SOFTWARE = "Microsoft Software Key Storage Provider"
 NO_MORE_ITEMS = 0x8009002A  # NTE_NO_MORE_ITEMS
+MACHINE = 0x20  # NCRYPT_MACHINE_KEY_FLAG, CRYPT_MACHINE_KEYSET
 DACL = 4  # DACL_SECURITY_INFORMATION
 PROVIDER_INFO = 2  # CERT_KEY_PROV_INFO_PROP_ID
 ADD_REPLACE = 3  # CERT_STORE_ADD_REPLACE_EXISTING
@@ -231,14 +232,14 @@ class StoredKey:
 
 
 @contextmanager
-def stored_key(kind: str) -> Iterator[StoredKey]:
-    """A fresh key of the user's, "rsa" or "p256", deleted at the end."""
+def stored_key(kind: str, machine: bool = False) -> Iterator[StoredKey]:
+    """A fresh key of the user's (or machine's), "rsa" or "p256", deleted at the end."""
     with storage() as (ncrypt, provider):
         handle = Handle()
         name = f"twapi_tls tests {uuid.uuid4()}"
         algorithm = "RSA" if kind == "rsa" else "ECDSA_P256"
         status = ncrypt.NCryptCreatePersistedKey(
-            provider, ctypes.byref(handle), algorithm, name, 0, 0
+            provider, ctypes.byref(handle), algorithm, name, 0, MACHINE if machine else 0
         )
         succeed(status, "NCryptCreatePersistedKey")
         properties = [("Export Policy", 0), *([("Length", 2048)] if kind == "rsa" else [])]
@@ -254,8 +255,9 @@ def stored_key(kind: str) -> Iterator[StoredKey]:
 
 
 @contextmanager
-def in_my_store(der: bytes, container: str, provider: str = SOFTWARE) -> Iterator[None]:
-    """Meanwhile the user's MY holds the certificate, its key in that container."""
+def in_my_store(der: bytes, container: str, machine: bool = False) -> Iterator[None]:
+    """Meanwhile the user's MY holds the certificate, its key in that container
+    of the user (or of the machine)."""
     with opened("MY") as (crypt32, handle):
         crypt32.CertSetCertificateContextProperty.argtypes = [
             ctypes.c_void_p,
@@ -270,7 +272,8 @@ def in_my_store(der: bytes, container: str, provider: str = SOFTWARE) -> Iterato
             ctypes.c_void_p,
         ]
         context = crypt32.CertCreateCertificateContext(X509, der, len(der))
-        info = ProviderInfo(container=container, provider=provider)
+        flags = MACHINE if machine else 0
+        info = ProviderInfo(container=container, provider=SOFTWARE, flags=flags)
         try:
             if not crypt32.CertSetCertificateContextProperty(
                 context, PROVIDER_INFO, 0, ctypes.byref(info)
