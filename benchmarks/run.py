@@ -129,6 +129,7 @@ def main(arguments: Sequence[str]) -> int:
     choose_suite(options.suite, arguments)
     import capi_rows
     import idle_rows
+    import listener_rows
     import loop_rows
     import memory_rows
     import socket_rows
@@ -161,6 +162,7 @@ def main(arguments: Sequence[str]) -> int:
     rows = memory_rows.rows(ours, peer, raw, cipher, options.quick, wanted)
     rows += socket_rows.rows(ours, peer, options.quick, wanted)
     rows += loop_rows.rows(ours, peer, options.quick, wanted)
+    rows += listener_rows.rows(ours, peer, options.quick, wanted)
     if not options.tls12:
         rows += capi_rows.rows(certificates.server, certificates.root, BUILD, options.quick, wanted)
     if sys.platform == "linux":

@@ -207,6 +207,7 @@ LEVELS = {
     "registry": 2,
     "starttls_dialogues": 2,
     "progress": 2,
+    "pool": 2,
     "transport": 2,
     "certs": 3,
     "verify": 4,

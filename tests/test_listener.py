@@ -7,6 +7,7 @@ import contextlib
 import gc
 import socket
 import ssl
+import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -475,6 +476,106 @@ def test_many_clients_at_once(pki: Pki) -> None:
 
         assert run(main()) == [b"enil"] * 40
         assert [served.result() for _ in range(40)] == ["line"] * 40
+
+
+def answer(channel: tls.TlsChannel, address: str, port: int) -> None:
+    with channel:
+        channel.settimeout(LIMIT)
+        channel.puts(channel.gets()[::-1])
+
+
+def stepping_threads() -> list[str]:
+    return [t.name for t in threading.enumerate() if t.name == "twapi_tls handshakes"]
+
+
+@pytest.mark.parametrize("cores", [1, 3])
+def test_a_crowd_is_stepped_by_threads_and_judged_by_the_loop(
+    pki: Pki, cores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some of the peers break off; each is told of once, whoever stepped it."""
+    monkeypatch.setattr("twapi_tls.listener.cores", lambda: cores)
+    calls: list[tuple[str, int, int]] = []
+    told: list[str] = []
+
+    def note(what: str) -> None:
+        calls.append((what, threading.get_ident(), len(stepping_threads())))
+
+    def verifier(channel: tls.TlsChannel, context: tls.SspiContext) -> bool:
+        note("verifier")
+        assert tls.tls_state(channel) == "NEGOTIATING"
+        return True
+
+    def callback(channel: tls.TlsChannel, address: str, port: int) -> None:
+        note("callback")
+        assert tls.tls_state(channel) == "OPEN"
+        answer(channel, address, port)
+
+    def hook(message: str, options: dict[str, Any]) -> None:
+        told.append(options["phase"])
+        raise options["exception"]
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda loop, context: None)
+        with listen(pki, callback, verifier=verifier) as listener:
+            port = listener.getsockname()[1]
+            silent = [socket.create_connection((HOST, port), LIMIT) for _ in range(3)]
+            await until(lambda: len(listener._unfinished) == 3)
+            asked = (asyncio.to_thread(ask, port, pki) for _ in range(12))
+            assert await asyncio.gather(*asked) == [b"enil"] * 12
+            for number, sock in enumerate(silent):
+                sock.sendall(b"\x16\x03\x01\x00\x02xx"[: 7 * (number > 0)])
+                sock.close()
+            await until(lambda: len(told) == 3)
+            await asyncio.to_thread(ask, port, pki)
+
+    monkeypatch.setattr(tls, "tls_background_error", hook)
+    asyncio.run(main())
+    assert told == ["handshake"] * 3
+    assert sorted(what for what, _, _ in calls) == ["callback"] * 13 + ["verifier"] * 13
+    assert {thread for _, thread, _ in calls} == {threading.get_ident()}
+    most = max(threads for _, _, threads in calls)
+    assert most == 0 if cores == 1 else 1 <= most <= cores
+
+
+def test_a_lone_client_needs_no_thread(pki: Pki, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("twapi_tls.listener.cores", lambda: 4)
+    seen: list[list[str]] = []
+
+    def callback(channel: tls.TlsChannel, address: str, port: int) -> None:
+        seen.append(stepping_threads())
+        answer(channel, address, port)
+
+    async def main() -> None:
+        with listen(pki, callback) as listener:
+            for _ in range(3):
+                await asyncio.to_thread(ask, listener.getsockname()[1], pki)
+
+    asyncio.run(main())
+    assert seen == [[], [], []]
+
+
+def test_handshake_timeout_of_a_crowd(pki: Pki, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("twapi_tls.listener.cores", lambda: 2)
+    told: list[BaseException] = []
+
+    def hook(message: str, options: dict[str, Any]) -> None:
+        told.append(options["exception"])
+        raise options["exception"]
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
+        with listen(pki, answer, handshake_timeout=0.3) as listener:
+            with contextlib.ExitStack() as stack:
+                for _ in range(6):
+                    address = (HOST, listener.getsockname()[1])
+                    stack.enter_context(socket.create_connection(address, LIMIT)).sendall(b"\x16")
+                await until(lambda: len(told) == 6)
+            assert not listener._unfinished
+
+    monkeypatch.setattr(tls, "tls_background_error", hook)
+    asyncio.run(main())
+    assert all(isinstance(error, TimeoutError) for error in told)
 
 
 # --- credentials: by SNI, by ALPN, client certificates

@@ -18,16 +18,29 @@ from .errors import Deadline
 SLICE = 0.1  # seconds: on Windows nothing interrupts a wait in the main thread
 
 
-class Asker:
-    """One step under way. ``done`` is called from its thread once it is over."""
+def in_a_thread(work: Callable[[], object]) -> None:
+    """Runs it in a thread of its own."""
+    threading.Thread(target=work, name="twapi_tls step", daemon=True).start()
 
-    def __init__(self, step: Callable[[], int], done: Callable[[], object]) -> None:
+
+class Asker:
+    """One step under way. ``done`` is called from its thread once it is over.
+
+    start: has a thread run it.
+    """
+
+    def __init__(
+        self,
+        step: Callable[[], int],
+        done: Callable[[], object],
+        start: Callable[[Callable[[], object]], object] = in_a_thread,
+    ) -> None:
         self._step = step
         self._done = done
         self._over = threading.Event()
         self._status = 0
         self._error: BaseException | None = None
-        threading.Thread(target=self._run, name="twapi_tls step", daemon=True).start()
+        start(self._run)
 
     def _run(self) -> None:
         try:

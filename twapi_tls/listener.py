@@ -12,6 +12,7 @@ from .channel import Channel, close_anything
 from .errors import closed_error, make_error, timeout_error
 from .events import report
 from .options import READ_ONLY, TLS_READ_ONLY
+from .pool import StepPool, cores
 from .sspi import Credentials, make_session
 from .tls import CredentialsChooser, TlsChannel
 from .verify import Verifier, discard_awaitable, is_awaitable
@@ -53,6 +54,7 @@ class Listener(Channel):
         self._below: Any = None
         self._paused = False
         self._thread = threading.get_ident()
+        self._pool = StepPool(cores()) if cores() > 1 else None
 
     @property
     def state(self) -> str:
@@ -134,7 +136,7 @@ class Listener(Channel):
                 timer.cancel()
             self._settled(channel, error, address, port)
 
-        channel.drive_from(self._loop, settled)
+        channel.drive_from(self._loop, settled, self._pool)
         self._pace()
 
     @staticmethod
@@ -142,7 +144,10 @@ class Listener(Channel):
         channel.fail(timeout_error("the TLS negotiation"))
 
     def _pace(self) -> None:
-        """Stops accepting while too many handshakes are unfinished."""
+        """Stops accepting while too many handshakes are unfinished, and has
+        threads make their steps while there are several."""
+        if self._pool is not None:
+            self._pool.crowded = len(self._unfinished) > 1
         full = len(self._unfinished) >= self._max_handshakes
         if full != self._paused and not self._closed:
             change = getattr(self._below, "pause" if full else "resume", None)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import _native
 from ._native import TLSError, TLSTimeoutError
-from .asking import Asker
+from .asking import Asker, in_a_thread
 from .certs import Certificate
 from .channel import Channel, close_anything
 from .errors import Deadline, closed_error, make_error, timeout_error
@@ -44,6 +44,8 @@ from .verify import (
 
 if TYPE_CHECKING:
     import asyncio
+
+    from .pool import StepPool
 
 GRACE = 0.2  # seconds
 CredentialsChooser = Callable[[str, list[bytes], list[int]], Credentials]
@@ -84,7 +86,8 @@ class TlsChannel(Channel):
         self._connector: PendingConnection | None = None
         self._started = False
         self._opened = False
-        self._asker: Asker | None = None  # a step that may wait for a person
+        self._pool: StepPool | None = None  # steps of the loop's may be made there
+        self._asker: Asker | None = None  # a step that is made beside us
         # Guards the four fields below; never held while anything is called.
         self._turn = threading.Condition(threading.Lock())
         self._driver: int | None = None  # the thread that drives
@@ -128,13 +131,18 @@ class TlsChannel(Channel):
         self,
         loop: asyncio.AbstractEventLoop,
         on_settled: Callable[[TlsChannel, BaseException | None], None] | None = None,
+        pool: StepPool | None = None,
     ) -> None:
         """Has the loop drive the negotiation, without ever blocking it.
 
         on_settled(channel, error or None): called from the loop, once, when
         the loop settled it; a caller that met the error first keeps it.
+        pool: makes the steps while it is crowded; what they call for stays
+        with the loop.
         """
         self._driven = True
+        if self._tls is self._session:  # nothing of the user's runs in a step
+            self._pool = pool
         self._on_settled = on_settled
         self._events = ChannelEvents(self, require_loop(loop))
         if self._connector is not None:
@@ -248,15 +256,22 @@ class TlsChannel(Channel):
     def _step(self, tls: TlsTransport, deadline: Deadline) -> int | None:
         """One step of the engine; None: the loop hears when it is over.
 
-        What may ask a person runs beside us. A non-blocking channel without
-        a loop has nobody to tell: it waits.
+        What may ask a person runs beside us, and what a pool takes off the
+        loop. A non-blocking channel without a loop has nobody to tell: it
+        waits.
         """
-        if not self._asks or (deadline.timeout == 0 and not self._driven):
+        start: Callable[[Callable[[], object]], object] | None = None
+        if self._asks and (deadline.timeout != 0 or self._driven):
+            start = in_a_thread
+        elif self._pool is not None and self._pool.crowded and deadline.timeout == 0:
+            start = self._pool.submit
+        if start is None and self._asker is None:
             return tls.handshake(deadline.left())
         while True:
             asker = self._asker
             if asker is None:
-                asker = Asker(partial(tls.handshake, deadline.left()), self._kick)
+                assert start is not None
+                asker = Asker(partial(tls.handshake, deadline.left()), self._kick, start)
                 self._asker = asker
             left = deadline.left()
             # Beyond the step's own timeout, which tells of a silent peer.
@@ -472,7 +487,7 @@ class TlsChannel(Channel):
 
     def _close_io(self, io_: ByteTransport, timeout: float, graceful: bool) -> None:
         asker = self._asker
-        if asker is None or asker.over():
+        if asker is None or asker.over() or not self._asks:
             super()._close_io(io_, timeout, graceful)
         else:
             asker.leave(partial(io_.close, 0.0, False))
