@@ -10,15 +10,17 @@
  * one, number 0; and nothing is sent after it, so the SSL object's own
  * counter does not matter.
  *
- * The derivation is OpenSSL's TLS13-KDF (RFC 8446, 7.3), the sealing EVP's.
+ * Keys are derived as for the record engine (RFC 8446, 7.3). The sealing is
+ * its own: it must do where that engine does not, with CCM, and with records
+ * that are the SSL object's because a self-test failed.
  */
 #include "sspi/traffic_openssl.h"
 
 #include <string.h>
 
-#include <openssl/core_names.h>
 #include <openssl/evp.h>
-#include <openssl/kdf.h>
+
+#include "sspi/record_openssl.h"
 
 #define IV_LEN 12u  /* RFC 8446, 5.3 */
 #define TAG_MAX 16u
@@ -65,34 +67,6 @@ void tw_traffic_wipe(struct tw_traffic *t)
     OPENSSL_cleanse(t, sizeof(*t));
 }
 
-/* HKDF-Expand-Label(secret, label, "", len): RFC 8446, 7.1. */
-static bool expand(const struct tw_traffic *t, enum tw_secret which,
-                   const EVP_MD *md, const char *label, uint8_t *out,
-                   size_t len)
-{
-    EVP_KDF *kdf = EVP_KDF_fetch(NULL, OSSL_KDF_NAME_TLS1_3_KDF, NULL);
-    EVP_KDF_CTX *ctx = kdf == NULL ? NULL : EVP_KDF_CTX_new(kdf);
-    int mode = EVP_KDF_HKDF_MODE_EXPAND_ONLY;
-    OSSL_PARAM params[6];
-    bool good;
-
-    params[0] = OSSL_PARAM_construct_int(OSSL_KDF_PARAM_MODE, &mode);
-    params[1] = OSSL_PARAM_construct_utf8_string(
-        OSSL_KDF_PARAM_DIGEST, (char *)(uintptr_t)EVP_MD_get0_name(md), 0);
-    params[2] = OSSL_PARAM_construct_octet_string(
-        OSSL_KDF_PARAM_KEY, (void *)(uintptr_t)t->secret[which],
-        t->len[which]);
-    params[3] = OSSL_PARAM_construct_octet_string(
-        OSSL_KDF_PARAM_PREFIX, (void *)(uintptr_t)"tls13 ", 6);
-    params[4] = OSSL_PARAM_construct_octet_string(
-        OSSL_KDF_PARAM_LABEL, (void *)(uintptr_t)label, strlen(label));
-    params[5] = OSSL_PARAM_construct_end();
-    good = ctx != NULL && EVP_KDF_derive(ctx, out, len, params) == 1;
-    EVP_KDF_CTX_free(ctx);
-    EVP_KDF_free(kdf);
-    return good;
-}
-
 /* Seals data[0..len) in place behind the header, with the tag behind it.
    CCM wants the lengths told first, and the whole length once more. */
 static bool seal(const EVP_CIPHER *cipher, const uint8_t *key,
@@ -127,7 +101,6 @@ size_t tw_traffic_seal_alert(const struct tw_traffic *t,
                              int alert, uint8_t *out, size_t room)
 {
     const EVP_CIPHER *cipher;
-    const EVP_MD *md;
     uint8_t key[EVP_MAX_KEY_LENGTH];
     uint8_t iv[IV_LEN];
     size_t tag = TAG_MAX;
@@ -140,8 +113,7 @@ size_t tw_traffic_seal_alert(const struct tw_traffic *t,
         tag = 8;
     }
     cipher = EVP_get_cipherbynid(SSL_CIPHER_get_cipher_nid(suite));
-    md = SSL_CIPHER_get_handshake_digest(suite);
-    if (cipher == NULL || md == NULL || room < 5 + 3 + tag) {
+    if (cipher == NULL || room < 5 + 3 + tag) {
         return 0;
     }
     out[0] = TYPE_DATA; /* RFC 8446, 5.2: opaque_type, legacy version */
@@ -153,9 +125,11 @@ size_t tw_traffic_seal_alert(const struct tw_traffic *t,
     out[6] = (uint8_t)alert;
     out[7] = TYPE_ALERT; /* the inner type */
     /* sequence number 0: the IV is the nonce as it is */
-    if (expand(t, which, md, "key", key,
-               (size_t)EVP_CIPHER_get_key_length(cipher))
-        && expand(t, which, md, "iv", iv, IV_LEN)
+    (void)tw_records_usable(); /* fetches what tw_expand_label works with */
+    if (tw_expand_label(t->len[which], t->secret[which], "key", NULL, 0, key,
+                        (size_t)EVP_CIPHER_get_key_length(cipher))
+        && tw_expand_label(t->len[which], t->secret[which], "iv", NULL, 0,
+                           iv, IV_LEN)
         && seal(cipher, key, iv, tag, out, out + 5, 3)) {
         len = 5 + 3 + tag;
     }
