@@ -30,7 +30,8 @@ help:
 	@echo 'make test      lint, types, C unit programs, pytest'
 	@echo 'make lint      ruff (check and format) and mypy --strict'
 	@echo 'make native    the C unit programs and the fuzz targets'"'"' seeds'
-	@echo 'make bench     the benchmarks, against ssl (BENCH_ARGS=--quick: a minute)'
+	@echo 'make bench     the benchmarks, against ssl (BENCH_ARGS=--quick: some minutes;'
+	@echo '               --plots: pictures into docs/)'
 	@echo 'make interop   write tests/interop.md: us and other people'"'"'s TLS'
 	@echo 'make stress    the long runs'
 	@echo 'make sanitize  the tests with $(SANITIZERS)'
@@ -103,8 +104,12 @@ test: bootstrap-test lint native $(STAMPS)/native $(STAMPS)/testnative
 	TWAPI_TLS_RECORDS=openssl $(BIN)/pytest -q $(RECORD_TESTS) $(PYTEST_ARGS)
 	$(BIN)/pytest $(PYTEST_ARGS)
 
+$(STAMPS)/plots: $(STAMPS)/install
+	$(PIP) install --no-build-isolation --editable '.[cli,test,bench]'
+	@touch $@
+
 BENCH_ARGS ?=
-bench: bootstrap $(STAMPS)/native
+bench: bootstrap $(STAMPS)/native $(if $(findstring --plots,$(BENCH_ARGS)),$(STAMPS)/plots)
 	$(VPY) -m twapi_tls bench $(BENCH_ARGS)
 
 # Writes tests/interop.md: which peers, which versions, what passed.

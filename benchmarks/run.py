@@ -119,8 +119,35 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--tls12", metavar="CIPHER", help="TLS 1.2 with this OpenSSL cipher instead")
     made.add_argument("--json", type=Path, metavar="FILE", default=BUILD / "bench.json")
     made.add_argument("--markdown", type=Path, metavar="FILE", default=BUILD / "bench.md")
+    made.add_argument(
+        "--plots",
+        action="store_true",
+        help="pictures into docs/ in place of the table (matplotlib)",
+    )
     made.add_argument("--readme", type=Path, metavar="FILE", help="put the table between its marks")
     return made
+
+
+def draw(ours: Any, peer: Any, raw: Any, suite: str, cipher: str, quick: bool) -> int:
+    """The pictures; 0."""
+    try:
+        import matplotlib
+    except ImportError:
+        print("Pictures need matplotlib: pip install 'twapi_tls[bench]'", file=sys.stderr)
+        return 1
+    import plots
+
+    import twapi_tls
+
+    caption = (
+        f"{twapi_tls.engine.version}, {suite}; twapi_tls {twapi_tls.__version__} and ssl on "
+        f"Python {platform.python_version()}; {cpu_name()}, {os.cpu_count()} CPUs, "
+        f"{platform.system()}, loopback; {time.strftime('%Y-%m-%d')}. "
+        f"Points: medians; bands: quartiles. Drawn by matplotlib {matplotlib.__version__}."
+    )
+    for path in plots.plots(ours, peer, raw, cipher, quick, caption, BUILD, HERE.parent / "docs"):
+        print(path)
+    return 0
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -159,6 +186,8 @@ def main(arguments: Sequence[str]) -> int:
         except (OSError, subprocess.CalledProcessError) as error:
             print(f"note: no row shows raw EVP, which could not be built: {error}", file=sys.stderr)
     cipher = SUITES[options.suite]
+    if options.plots:
+        return draw(ours, peer, raw, suite, cipher, options.quick)
     rows = memory_rows.rows(ours, peer, raw, cipher, options.quick, wanted)
     rows += socket_rows.rows(ours, peer, options.quick, wanted)
     rows += loop_rows.rows(ours, peer, options.quick, wanted)
