@@ -7,6 +7,8 @@ positions   a connection over real sockets cut, doubled and flipped at each byte
 slow        peers that say nothing, or read nothing: bounded time and memory
 many        many open connections at once: what each costs, that each works, and
             many of them at the same time
+handshakes  a million of them in memory, of all kinds, refused ones too: memory is
+            where it was after the first twentieth
 
 Prints what it measured; exits with 1 when a promise is not kept.
 """
@@ -42,6 +44,7 @@ HERE = Path(__file__).resolve().parent
 HOST = "127.0.0.1"
 LIMIT = 10.0
 MEGABYTE = 1_000_000
+RUNS = ("rounds", "positions", "slow", "many", "handshakes")
 # What a run may add: the allocator's own unrest, seen at 0.1 to 0.7 MB.
 GROWTH = 2 * MEGABYTE
 SANITIZED = "TWAPI_TLS_SANITIZED" in os.environ
@@ -487,20 +490,92 @@ def many(pki: Pki, count: int, active: int) -> str:
     )
 
 
+# --- handshakes
+
+
+class Pair:
+    """Both ends of connections in memory."""
+
+    def __init__(self, pki: Pki, asks: bool = False, refused: bool = False, **options: Any) -> None:
+        self.asks, self.refused = asks, refused
+        self.server = credentials(pki, "server", **options)
+        if asks:
+            mine = tls.cert_temporary_store(pem=pki.client.combined.read_bytes())
+            options["certificates"] = mine
+        self.client = credentials(pki, "client", **options)
+
+    def once(self) -> None:
+        """A handshake, and a message each way; or the refusal."""
+        name = "elsewhere.example" if self.refused else "localhost"
+        client = tls.sspi_client_context(self.client, name)
+        _, output, _ = tls.sspi_step(client)
+        server = tls.sspi_server_context(self.server, output, mutualauth=self.asks)
+        status = {client: "continue", server: "continue"}
+        at, other, data = server, client, b""
+        try:
+            while True:
+                if status[at] == "continue":
+                    status[at], data, rest = tls.sspi_step(at, data)
+                    check(not rest, "bytes were left over")
+                elif data:
+                    tls.sspi_decrypt_stream(at, data)  # tickets
+                    data = b""
+                at, other = other, at
+                if set(status.values()) == {"done"} and not data:
+                    break
+        except tls.TLSVerificationError:
+            check(self.refused, "a good server was refused")
+        else:
+            check(not self.refused, "a server of another name was accepted")
+            check(server.decrypt(client.encrypt(b"to")) == b"to", "other data came")
+            check(client.decrypt(server.encrypt(b"fro")) == b"fro", "other data came")
+        client.delete()
+        server.delete()
+
+
+def handshakes(pki: Pki, count: int) -> str:
+    """Of both versions, with and without a client's certificate, refused ones,
+    each kind once in sixteen; the rest is resumed."""
+    kinds = [
+        Pair(pki, protocols="tls1.3", disablereconnects=True),
+        Pair(pki, protocols="tls1.2", disablereconnects=True),
+        Pair(pki, protocols="tls1.3", asks=True),
+        Pair(pki, protocols="tls1.2", asks=True),
+        Pair(pki, refused=True),
+    ]
+    resumed = [Pair(pki, protocols="tls1.3"), Pair(pki, protocols="tls1.2")]
+    pairs = [resumed[at % 2] for at in range(16)]
+    pairs[1:15:3] = kinds
+
+    def some(number: int) -> None:
+        for at in range(number):
+            pairs[at % len(pairs)].once()
+
+    first = max(count // 20, len(pairs))
+    some(first)
+    watch = Watch()
+    begin = time.monotonic()
+    some(count - first)
+    pace = (count - first) / (time.monotonic() - begin)
+    return f"{count:,}: {pace:.0f} a second; {watch.judge()}"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--only", choices=("rounds", "positions", "slow", "many"), action="append")
+    parser.add_argument("--only", choices=RUNS, action="append")
     parser.add_argument("--rounds", type=int, default=10_000, metavar="N")
     parser.add_argument("--step", type=int, default=1, metavar="N", help="every N-th byte")
     parser.add_argument("--silent", type=int, default=500, metavar="N", help="silent peers")
     parser.add_argument("--many", type=int, default=10_000, metavar="N", help="connections")
     parser.add_argument("--active", type=int, default=2_000, metavar="N", help="of them at once")
+    parser.add_argument("--handshakes", type=int, default=1_000_000, metavar="N")
     options = parser.parse_args()
     runs: dict[str, Callable[[Pki], str]] = {
         "rounds": lambda pki: rounds(pki, options.rounds),
         "positions": lambda pki: positions(pki, options.step),
         "slow": lambda pki: slow(pki, options.silent),
         "many": lambda pki: many(pki, options.many, options.active),
+        "handshakes": lambda pki: handshakes(pki, options.handshakes),
     }
     print(f"twapi_tls {tls.__version__} on {tls.engine}")
     failed = 0

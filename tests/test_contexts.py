@@ -772,3 +772,21 @@ def test_decrypting_into_a_buffer(world: World, version: str) -> None:
     with pytest.raises(TLSError) as caught:
         there.decrypt_into(b"", small)
     assert caught.value.name == "SEC_E_MESSAGE_ALTERED"
+
+
+@VERSIONS
+def test_a_clients_chain_is_bounded(version: str) -> None:
+    """A server keeps it with the session: 32 KiB, no more."""
+    root = authority("Roomy root")
+    theirs = server(mint("server", root, names=["localhost"]), protocols=version)
+    for count, fits in ((900, True), (1600, False)):
+        names = [f"{at:015}.example" for at in range(count)]
+        wide = mint("wide", root, eku=[CLIENT_AUTH], names=names)
+        assert (len(wide.der) < 32 * 1024) is fits
+        ours = client(root, wide, protocols=version)
+        if fits:
+            with connect(ours, theirs, mutualauth=True) as connection:
+                assert tls.sspi_remote_cert(connection.server).der() == wide.der
+        else:
+            with pytest.raises(TLSError):
+                connect(ours, theirs, mutualauth=True)

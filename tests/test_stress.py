@@ -32,6 +32,10 @@ def test_many_connections(pki: Pki) -> None:
     print(stress.many(pki, 200, 40))
 
 
+def test_handshakes(pki: Pki) -> None:
+    print(stress.handshakes(pki, 800))
+
+
 def test_a_leak_is_found(pki: Pki) -> None:
     """The measure itself: descriptors and memory that stay are told."""
     watch = stress.Watch()

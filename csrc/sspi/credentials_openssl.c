@@ -17,6 +17,8 @@
 
 #define SERVER_SESSIONS 1024 /* kept for resumption without a ticket */
 #define SESSIONS_MAX 512     /* per credentials, all targets */
+#define CLIENT_CHAIN_MAX (32 * 1024) /* bytes of a client's certificates: a
+                                cached session keeps them */
 
 static void drop_oldest_lock_held(struct tw_ocred *cred)
 {
@@ -339,6 +341,7 @@ static enum tw_status configure(struct tw_ocred *cred,
     }
     if (config->role == TW_SERVER) {
         (void)SSL_CTX_set_options(ctx, SSL_OP_CIPHER_SERVER_PREFERENCE);
+        SSL_CTX_set_max_cert_list(ctx, CLIENT_CHAIN_MAX);
     }
     if (st == TW_DONE && config->ciphers
         && !SSL_CTX_set_cipher_list(ctx, config->ciphers)) {
