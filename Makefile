@@ -23,7 +23,7 @@ EXT_FILES := $(wildcard tests/native/ext/*.[ch] tests/native/sdk/*.[ch]) tests/n
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint native bench interop stress sanitized sanitize leaks valgrind clean windows \
-	windows-quick fuzz bootstrap bootstrap-test wheel
+	windows-quick fuzz bootstrap bootstrap-test wheel bench-wheel
 
 help:
 	@echo 'make demo      build, then show server and client on this machine'
@@ -111,6 +111,10 @@ $(STAMPS)/plots: $(STAMPS)/install
 BENCH_ARGS ?=
 bench: bootstrap $(STAMPS)/native $(if $(findstring --plots,$(BENCH_ARGS)),$(STAMPS)/plots)
 	$(VPY) -m twapi_tls bench $(BENCH_ARGS)
+
+# The same for the wheel in dist/, with its own OpenSSL.
+bench-wheel: bootstrap $(STAMPS)/native
+	scripts/bench-wheel $(VPY) $(BENCH_ARGS)
 
 # Writes tests/interop.md: which peers, which versions, what passed.
 interop: bootstrap-test $(STAMPS)/native

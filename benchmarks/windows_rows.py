@@ -35,7 +35,7 @@ OF_PLAIN_C = 0.95
 class Windows:
     """What there is to say of Windows' engine."""
 
-    about: str  # what was measured, or why nothing was
+    about: str  # what was measured, or why nothing was; empty: not asked for
     rows: list[Row] = field(default_factory=list)
 
 
@@ -106,9 +106,6 @@ def measure(folder: Path, what: list[str], quick: bool) -> dict[str, Any]:
 
 def rows(folder: Path, quick: bool, wanted: Callable[[str], bool]) -> Windows:
     """Sealing and opening in memory, and a stream over loopback."""
-    why = obstacle()
-    if why:
-        return Windows(f"Windows' engine was not measured: {why}.")
     units = {"memory": "MB/s", "sockets": "MB/CPU s"}
     names = {
         "memory": "Wine: seal + open in memory, 256 KiB calls",
@@ -116,7 +113,10 @@ def rows(folder: Path, quick: bool, wanted: Callable[[str], bool]) -> Windows:
     }
     what = [key for key, name in names.items() if wanted(name)]
     if not what:
-        return Windows("Windows' engine was not asked for.")
+        return Windows("")
+    why = obstacle()
+    if why:
+        return Windows(f"Windows' engine was not measured: {why}.")
     try:
         found = measure(folder, what, quick)
     except (OSError, subprocess.SubprocessError) as error:
