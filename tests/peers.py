@@ -35,6 +35,7 @@ from typing import Any, NoReturn
 
 import pytest
 from certs import Identity
+from platforms import unix_name
 
 HOST = "127.0.0.1"
 READY = 15.0  # seconds for a peer to become ready, or to say what is expected
@@ -492,21 +493,25 @@ def nginx(
     ``folder / "www"``.  ``other``: a second server's name and certificate.
     """
     program = require("nginx")
+
+    def named(path: Path) -> str:
+        return unix_name(path) or str(path)
+
     (folder / "www").mkdir(exist_ok=True)
     if client_ca is not None:
         verify = "on" if require_client else "optional"
-        extra += f" ssl_client_certificate {client_ca}; ssl_verify_client {verify};"
+        extra += f" ssl_client_certificate {named(client_ca)}; ssl_verify_client {verify};"
         extra += " ssl_verify_depth 3;"
     for attempt in range(5):
         port = free_port()
         configuration = folder / "nginx.conf"
         configuration.write_text(
             _NGINX.format(
-                folder=folder,
+                folder=named(folder),
                 host=HOST,
                 port=port,
-                chain=identity.chain,
-                key=identity.key,
+                chain=named(identity.chain),
+                key=named(identity.key),
                 protocols="TLSv1.2 TLSv1.3" if version is None else f"TLSv{version}",
                 extra=extra,
                 another=""
@@ -515,8 +520,8 @@ def nginx(
                     host=HOST,
                     port=port,
                     name=other[0],
-                    chain=other[1].chain,
-                    key=other[1].key,
+                    chain=named(other[1].chain),
+                    key=named(other[1].key),
                 ),
             )
         )
@@ -648,6 +653,7 @@ class SSLServer:
     host: str = HOST
     accepted: list[Accepted] = field(default_factory=list)
     errors: list[BaseException] = field(default_factory=list)
+    _running: int = 0
     _changed: threading.Condition = field(default_factory=threading.Condition)
 
     def wait_for(self, condition: Callable[[SSLServer], Any], timeout: float = READY) -> None:
@@ -655,6 +661,15 @@ class SSLServer:
         with self._changed:
             if not self._changed.wait_for(lambda: condition(self), timeout):
                 raise PeerError(f"the ssl server has {self.accepted} and {self.errors}")
+
+    def finish(self) -> None:
+        """Wait until no connection is served any more; AssertionError for errors.
+
+        Leaving the server's ``with`` block ends connections, so one that is about
+        to end well needs this first.
+        """
+        self.wait_for(lambda server: server._running == 0)
+        assert self.errors == []
 
 
 @contextmanager
@@ -724,6 +739,8 @@ def ssl_server(
             connection.close()
             with server._changed:
                 live.discard(connection)
+                server._running -= 1
+                server._changed.notify_all()
 
     def accept() -> None:
         with selectors.DefaultSelector() as selector:
@@ -738,6 +755,7 @@ def ssl_server(
                     continue
                 with server._changed:
                     live.add(plain)
+                    server._running += 1
                 thread = threading.Thread(target=serve, args=(plain,), daemon=True)
                 threads.append(thread)
                 thread.start()

@@ -29,6 +29,18 @@ def wine_version() -> str:
     return bytes(tell()).decode()
 
 
+def unix_name(path: os.PathLike[str]) -> str:
+    """What the system beneath Wine calls a file; "" where there is none."""
+    if sys.platform != "win32" or not WINE:
+        return ""
+    import ctypes
+
+    name = ctypes.windll.kernel32.wine_get_unix_file_name
+    name.argtypes = [ctypes.c_wchar_p]
+    name.restype = ctypes.c_char_p
+    return os.fsdecode(name(os.fspath(path)) or b"")
+
+
 WINDOWS = sys.platform == "win32"
 WINE = bool(wine_version())
 # With GnuTLS' switch Wine's Schannel does TLS 1.3 whatever it is asked for,
