@@ -580,15 +580,25 @@ static int fatal_alert_lock_held(struct tw_session *s)
                : -1;
 }
 
-/* The same of an alert that came without keys and still lies in the input:
-   not every engine tells which it was. */
+/* An alert that came without keys and still lies in the input: close_notify,
+   or a fatal one; -1 for anything else. Not every engine tells which. */
 static int alert_ahead_lock_held(struct tw_session *s)
 {
     size_t len;
     const uint8_t *at = cipher_at_lock_held(s, &len);
     int alert = len >= 7 && s->state == TW_NEGOTIATING ? alert_in(at, 7) : -1;
 
-    return alert > 0 && at[5] == 2 ? alert : -1;
+    return alert == 0 || (alert > 0 && at[5] == 2) ? alert : -1;
+}
+
+static enum tw_status negotiation_closed_lock_held(struct tw_session *s)
+{
+    (void)release_lock_held(s);
+    (void)tw_error_set(&s->error, TW_E_NEGOTIATE_EOF,
+                       (int32_t)SEC_I_CONTEXT_EXPIRED,
+                       "the peer closed the connection during the TLS "
+                       "negotiation");
+    return failed_lock_held(s);
 }
 
 /* A call of the engine failed; `held` may have its alert. */
@@ -605,7 +615,10 @@ static enum tw_status engine_failed_lock_held(struct tw_session *s,
     if (received < 0) {
         received = alert_ahead_lock_held(s);
     }
-    if (received >= 0) {
+    if (received == 0) {
+        return negotiation_closed_lock_held(s);
+    }
+    if (received > 0) {
         name = tw_alert_name(received);
         s->error.alert_received = (int16_t)received;
         (void)tw_error_set(&s->error, TW_E_ALERT, (int32_t)status,
@@ -986,12 +999,7 @@ static enum tw_status negotiate_lock_held(struct tw_session *s)
         }
         return s->eof ? negotiation_eof_lock_held(s) : TW_WANT_READ;
     case SEC_I_CONTEXT_EXPIRED:
-        (void)release_lock_held(s);
-        (void)tw_error_set(&s->error, TW_E_NEGOTIATE_EOF,
-                           (int32_t)step.status,
-                           "the peer closed the connection during the TLS "
-                           "negotiation");
-        return failed_lock_held(s);
+        return negotiation_closed_lock_held(s);
     default:
         return engine_failed_lock_held(
             s, step.status < 0 ? step.status : SEC_E_INTERNAL_ERROR);
