@@ -608,6 +608,11 @@ static enum tw_status facts(CtxtHandle *ctx, struct tw_facts *out,
         narrow(out->suite_name, sizeof(out->suite_name),
                cipher.szCipherSuite);
         narrow(out->cipher_name, sizeof(out->cipher_name), cipher.szCipher);
+    } else if (connection.dwProtocol == 0
+               && connection.dwCipherStrength == 0) {
+        /* Wine has an answer as soon as there is a context */
+        return query_failed(SEC_E_INVALID_HANDLE, err,
+                            "the handshake has not come that far");
     } else {
         (void)snprintf(out->cipher_name, sizeof(out->cipher_name), "%s",
                        cipher_of(connection.aiCipher));
