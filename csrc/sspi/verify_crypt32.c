@@ -103,6 +103,7 @@ struct trial {
     bool own_engine;
     PCCERT_CHAIN_CONTEXT chain; /* owned */
     size_t rank;            /* of the worst; above all: none yet */
+    uint32_t forgiven;      /* a bit for each of troubles */
     struct tw_verdict *out;
 };
 
@@ -145,6 +146,7 @@ static void trial_reset(struct trial *t)
     t->engine = t->config->flags & TW_VERIFY_MACHINE ? HCCE_LOCAL_MACHINE
                                                      : HCCE_CURRENT_USER;
     t->rank = NO_RANK;
+    t->forgiven = 0;
     t->out->code = 0;
     t->out->depth = 0;
     t->out->detail[0] = '\0';
@@ -186,11 +188,14 @@ static void note_bits(struct trial *t, DWORD bits, int depth,
         bits |= CERT_TRUST_REVOCATION_STATUS_UNKNOWN;
     }
     for (i = 0; i < TROUBLES; i++) {
-        if ((bits & troubles[i].bits) != 0
-            && (troubles[i].ignore & t->config->ignore) == 0) {
+        if ((bits & troubles[i].bits) == 0) {
+            continue;
+        }
+        if ((troubles[i].ignore & t->config->ignore) == 0) {
             note(t, i, troubles[i].code, depth, troubles[i].text, cert);
             return;
         }
+        t->forgiven |= 1u << i;
     }
 }
 
@@ -368,6 +373,25 @@ static DWORD policy_exceptions(uint32_t ignore)
     return flags;
 }
 
+/*
+ * No flag makes the policy overlook a revocation, and Wine's heeds few of
+ * them. What the status showed and the caller forgives stays forgiven, but
+ * for an unknown root, whose flag is heeded everywhere: a distrusted one has
+ * the same code.
+ */
+static bool was_forgiven(const struct trial *t, int32_t code)
+{
+    size_t i;
+
+    for (i = 0; i < TROUBLES; i++) {
+        if ((t->forgiven & (1u << i)) != 0 && troubles[i].code == code
+            && troubles[i].ignore != TW_IGNORE_UNKNOWN_CA) {
+            return true;
+        }
+    }
+    return false;
+}
+
 /* The last word, where nothing was found so far. */
 static void ask_policy(struct trial *t)
 {
@@ -393,8 +417,7 @@ static void ask_policy(struct trial *t)
         note(t, OTHER_RANK, (int32_t)SEC_E_CERT_UNKNOWN, 0,
              "the policy for TLS could not be asked", t->leaf);
     } else if (status.dwError != 0
-               && !((t->config->ignore & TW_IGNORE_REVOCATION)
-                    && status.dwError == (DWORD)CRYPT_E_REVOKED)) {
+               && !was_forgiven(t, (int32_t)status.dwError)) {
         note(t, OTHER_RANK, (int32_t)status.dwError,
              status.lElementIndex > 0 ? (int)status.lElementIndex : 0,
              "refused by the policy for TLS", t->leaf);
@@ -415,6 +438,10 @@ static bool make_engine(struct trial *t, HCERTSTORE anchors)
                          ? CERT_CHAIN_USE_LOCAL_MACHINE_STORE
                          : 0;
     config.hExclusiveRoot = anchors;
+    /* Given to the engine as well as to the chain: Wine looks for CRLs in
+       the engine's stores only. */
+    config.cAdditionalStore = 1;
+    config.rghAdditionalStore = &t->extra;
     config.dwExclusiveFlags = CERT_CHAIN_EXCLUSIVE_ENABLE_CA_FLAG;
     if (!CertCreateCertificateChainEngine(&config, &made)) {
         config.cbSize = offsetof(CERT_CHAIN_ENGINE_CONFIG, dwExclusiveFlags);
