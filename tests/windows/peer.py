@@ -77,24 +77,6 @@ def turns(channel: Any, size: int) -> dict[str, str]:
     return {"received": received, "sent": send(channel, size)}
 
 
-def lines(channel: Any, size: int) -> dict[str, str]:
-    """Line by line with a peer that echoes each; as many as make ``size``."""
-    sent, received = hashlib.sha256(), hashlib.sha256()
-    while size > 0:
-        line = os.urandom(400).hex().encode() + b"\n"
-        channel.sendall(line)
-        sent.update(line)
-        answer = b""
-        while len(answer) < len(line):
-            data = channel.recv(len(line) - len(answer))
-            if not data:
-                raise EOFError("the peer closed in the middle of a line")
-            answer += data
-        received.update(answer)
-        size -= len(line)
-    return {"sent": sent.hexdigest(), "received": received.hexdigest()}
-
-
 def identity(path: str) -> list[Any]:
     store = twapi_tls.cert_temporary_store(pem=Path(path).read_bytes())
     return [cert for cert in store if cert.has_private_key()]
@@ -130,7 +112,7 @@ def server(config: dict[str, Any]) -> None:
 def finish(channel: Any, config: dict[str, Any]) -> None:
     channel.settimeout(60)
     facts = channel.cget("context").facts()
-    ways = {"exchange": exchange, "lines": lines, "turns": turns}
+    ways = {"exchange": exchange, "turns": turns}
     hashes = ways[config.get("way", "exchange")](channel, config["size"])
     twapi_tls.tls_close(channel)
     say(protocol=facts.protocol, suite=facts.suite_name, **hashes)

@@ -1,8 +1,9 @@
 """Channels on Windows' engine, under Wine, against everything that runs here.
 
 Each row: a Windows Python at one end, at the other our own engine on Linux,
-openssl, GnuTLS's tools or Python's ssl; both roles, TLS 1.2 and 1.3; bytes in
-both directions at once, with equal hashes at both ends.
+openssl, GnuTLS or Python's ssl; both roles, TLS 1.2 and 1.3; bytes in both
+directions at once, with equal hashes at both ends. What was sent and how long
+it took goes to pytest's report, from which windows_table.py makes a table.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ import shutil
 import socket
 import ssl
 import subprocess
+import sys
+import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import peers
 import pytest
@@ -54,15 +58,21 @@ class Windows:
             env=environment,
             text=True,
         )  # fmt: skip
-        self._timer = threading.Timer(WAIT, self.process.kill)
+        self._late = False
+        self._timer = threading.Timer(WAIT, self._stop_late)
         self._timer.start()
+
+    def _stop_late(self) -> None:
+        self._late = True
+        self.process.kill()
 
     def line(self) -> dict[str, Any]:
         assert self.process.stdout is not None
         text = self.process.stdout.readline()
         if not text:
             assert self.process.stderr is not None
-            pytest.fail(f"the Windows end said nothing more: {self.process.stderr.read()}")
+            why = f"was stopped after {WAIT} s" if self._late else "said nothing more"
+            pytest.fail(f"the Windows end {why}: {self.process.stderr.read()}")
         facts: dict[str, Any] = json.loads(text)
         assert "error" not in facts, facts["trace"]
         return facts
@@ -91,8 +101,8 @@ def pump(
 ) -> dict[str, str]:
     """SIZE random bytes each way, at once or first out, then in: the hashes.
 
-    In turns where the peer cannot do both: gnutls-cli is one loop, and an
-    SSLSocket is not to be used by two threads at once.
+    In turns where the peer cannot do both: an SSLSocket is not to be used by
+    two threads at once.
     """
     data = os.urandom(min(SIZE, 1 << 20))
     sent, received = hashlib.sha256(), hashlib.sha256()
@@ -112,11 +122,24 @@ def pump(
     left = SIZE
     while left:
         part = receive(min(left, 1 << 20))
-        assert part, f"the Windows end closed with {left} bytes missing"
+        assert part, f"the connection ended with {left} bytes missing"
         received.update(part)
         left -= len(part)
     sender.join(WAIT)
     return {"sent": sent.hexdigest(), "received": received.hexdigest()}
+
+
+@pytest.fixture(autouse=True)
+def _row(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> None:
+    """What windows_table.py has to know of a test of the table."""
+    owner, case = request.cls, getattr(request.node, "callspec", None)
+    if owner is None or case is None:
+        return
+    record_property("role", owner.__name__.removeprefix("Test").lower())
+    record_property("peer", request.node.originalname.removeprefix("test_"))
+    record_property("version", case.params["version"])
+    record_property("certificate", "yes" if case.params.get("with_certificate") else "no")
+    record_property("bytes", SIZE)
 
 
 def agree(facts: dict[str, Any], other: dict[str, str], version: str) -> None:
@@ -128,53 +151,57 @@ def agree(facts: dict[str, Any], other: dict[str, str], version: str) -> None:
 # --- peers that speak through pipes
 
 
-def stdio(command: list[str], stack: ExitStack) -> subprocess.Popen[bytes]:
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    )
+class Pipes:
+    """A program that sends its input and prints what it receives."""
 
-    def stop() -> None:
-        process.kill()
-        process.wait()
-        for stream in (process.stdin, process.stdout):
-            assert stream is not None
-            with stack_suppress():
+    def __init__(self, command: list[str], stack: ExitStack) -> None:
+        self._errors = stack.enter_context(tempfile.TemporaryFile())
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors
+        )
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.source, self.drain = self.process.stdin, self.process.stdout
+        stack.callback(self._stop)
+
+    def _stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        for stream in (self.source, self.drain):
+            with suppress(BrokenPipeError):
                 stream.close()
 
-    stack.callback(stop)
-    return process
+    def _send(self, data: bytes) -> None:
+        self.source.write(data)
+        self.source.flush()
+
+    def pump(self) -> dict[str, str]:
+        try:
+            return pump(self._send, lambda size: os.read(self.drain.fileno(), size))
+        except (AssertionError, OSError) as error:
+            self._errors.seek(0)
+            said = self._errors.read()[-2000:].decode(errors="replace")
+            pytest.fail(f"{error}; the peer said: {said}")
 
 
-@contextmanager
-def stack_suppress() -> Iterator[None]:
-    try:
-        yield
-    except BrokenPipeError:
-        pass
+def gnutls(stack: ExitStack, version: str, **config: Any) -> Pipes:
+    """GnuTLS' library; gnutls_peer.py says why not its programs."""
+    config = {
+        name: str(value) if isinstance(value, Path) else value for name, value in config.items()
+    }
+    peers.require("gnutls-cli")  # which says that the library is there
+    program = str(Path(__file__).with_name("gnutls_peer.py"))
+    return Pipes([sys.executable, program, json.dumps({"version": version, **config})], stack)
 
 
-def pump_process(process: subprocess.Popen[bytes], turns: bool = False) -> dict[str, str]:
-    source: IO[bytes] = process.stdin  # type: ignore[assignment]
-    drain: IO[bytes] = process.stdout  # type: ignore[assignment]
-
-    def send(data: bytes) -> None:
-        source.write(data)
-        source.flush()
-
-    return pump(send, lambda size: os.read(drain.fileno(), size), turns)
-
-
-def wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
+def wait_for_port(port: int, peer: Pipes) -> None:
     """Listening, seen without a connection: the peer serves only one."""
-    import time
-
     end = time.monotonic() + 15
     wanted = f":{port:04X} "
     while True:
         table = Path("/proc/net/tcp").read_text() + Path("/proc/net/tcp6").read_text()
         if any(wanted in line and " 0A " in line for line in table.splitlines()):
             return
-        assert process.poll() is None and time.monotonic() < end, "the peer does not listen"
+        assert peer.process.poll() is None and time.monotonic() < end, "the peer does not listen"
         threading.Event().wait(0.02)
 
 
@@ -237,21 +264,29 @@ class TestClient:
         if with_certificate:
             command += ["-Verify", "4", "-verify_return_error", "-CAfile", str(self.client_ca)]
         with ExitStack() as stack:
-            process = stdio(command, stack)
-            wait_for_port(port, process)
+            peer = Pipes(command, stack)
+            wait_for_port(port, peer)
             end = stack.enter_context(self.start(pki, version, port, with_certificate))
-            other = pump_process(process)
+            other = peer.pump()
             agree(end.line(), other, version)
 
     def test_gnutls(self, pki: Pki, version: str, with_certificate: bool) -> None:
-        wanted = {"client_ca": self.client_ca, "require_client": True} if with_certificate else {}
-        with (
-            peers.gnutls_server(pki.server, version=version, **wanted) as peer,  # type: ignore[arg-type]
-            # gnutls-serv echoes lines, one at a time: no bulk
-            self.start(pki, version, peer.port, with_certificate, way="lines", size=100_000) as end,
-        ):
-            facts = end.line()
-            assert facts["received"] == facts["sent"]
+        port = peers.free_port()
+        wanted = {"ca": self.client_ca} if with_certificate else {}
+        with ExitStack() as stack:
+            peer = gnutls(
+                stack,
+                version,
+                role="server",
+                port=port,
+                cert=pki.server.chain,
+                key=pki.server.key,
+                **wanted,
+            )
+            wait_for_port(port, peer)
+            end = stack.enter_context(self.start(pki, version, port, with_certificate))
+            other = peer.pump()
+            agree(end.line(), other, version)
 
     def test_python_ssl(self, pki: Pki, version: str, with_certificate: bool) -> None:
         hashes: list[dict[str, str]] = []
@@ -312,20 +347,15 @@ class TestServer:
                 "-tls" + version.replace(".", "_"), "-CAfile", str(wine_pki.root),
                 "-verify_return_error", "-verify_hostname", "localhost",
             ]  # fmt: skip
-            other = pump_process(stdio(command, stack))
+            other = Pipes(command, stack).pump()
             agree(end.line(), other, version)
 
-    def test_gnutls(self, wine_pki: Pki, version: str, tmp_path: Path) -> None:
+    def test_gnutls(self, wine_pki: Pki, version: str) -> None:
         with ExitStack() as stack:
-            end = stack.enter_context(self.start(wine_pki, version, way="turns"))
+            end = stack.enter_context(self.start(wine_pki, version))
             port = end.line()["port"]
-            command = [
-                peers.require("gnutls-cli"), "--port", str(port),
-                "--x509cafile", str(wine_pki.root),
-                "--verify-hostname", "localhost", "--logfile", str(tmp_path / "log"),
-                "--priority", f"NORMAL:-VERS-ALL:+VERS-TLS{version}", "127.0.0.1",
-            ]  # fmt: skip
-            other = pump_process(stdio(command, stack), turns=True)
+            peer = gnutls(stack, version, role="client", port=port, ca=wine_pki.root)
+            other = peer.pump()
             agree(end.line(), other, version)
 
     def test_python_ssl(self, wine_pki: Pki, version: str) -> None:
@@ -340,7 +370,7 @@ class TestServer:
                 agree(end.line(), other, version)
 
 
-def test_the_lane_is_what_it_says() -> None:
+def test_the_lane_is_what_it_says(record_property: Callable[[str, object], None]) -> None:
     """The engine at the other end is secur32, not a copy of ours."""
     answer = subprocess.run(
         [LANE, "python", PYTHON, "-c", "import twapi_tls; print(twapi_tls.engine)"],
@@ -349,6 +379,7 @@ def test_the_lane_is_what_it_says() -> None:
         timeout=60,
         check=True,
     )
+    record_property("engine", answer.stdout.strip())
     assert answer.stdout.startswith("schannel (Schannel (Wine 10.")
     assert shutil.which("wine") is None or "Wine 10" in answer.stdout
 
