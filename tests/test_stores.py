@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import subprocess
 import sys
@@ -13,8 +14,11 @@ import peers
 import pytest
 from certs import Pki
 from cryptography import x509
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.decrepit.ciphers.algorithms import TripleDES
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.kdf.pbkdf2 import PBKDF2HMAC
 from cryptography.hazmat.primitives.serialization import pkcs7
 from cryptography.x509.oid import NameOID
 from hypothesis import HealthCheck, given, settings
@@ -180,6 +184,108 @@ def test_pem_with_key_and_chain(
         assert ders(store) == [each.der for each in chain]
         assert [cert.has_private_key() for cert in store] == [True, False, False]
     assert ders(store[0].chain()) == [each.der for each in chain]
+
+
+# Contents of OBJECT IDENTIFIERs.
+PBES2 = bytes.fromhex("2a864886f70d01050d")
+PBKDF2 = bytes.fromhex("2a864886f70d01050c")
+CIPHERS = {  # name: identifier, bytes of the key
+    "AES-128": (bytes.fromhex("608648016503040102"), 16),
+    "AES-192": (bytes.fromhex("608648016503040116"), 24),
+    "AES-256": (bytes.fromhex("60864801650304012a"), 32),
+    "3DES": (bytes.fromhex("2a864886f70d0307"), 24),
+}
+PRFS: dict[str, tuple[bytes, hashes.HashAlgorithm]] = {
+    "SHA-1": (bytes.fromhex("2a864886f70d0207"), hashes.SHA1()),
+    "SHA-256": (bytes.fromhex("2a864886f70d0209"), hashes.SHA256()),
+    "SHA-384": (bytes.fromhex("2a864886f70d020a"), hashes.SHA384()),
+    "SHA-512": (bytes.fromhex("2a864886f70d020b"), hashes.SHA512()),
+}
+
+
+def sealed(
+    cert: Minted,
+    password: str,
+    cipher: str = "AES-256",
+    prf: str | None = "SHA-256",
+    *,
+    rounds: int = 1000,
+    tell_length: bool = False,
+) -> bytes:
+    """The key as EncryptedPrivateKeyInfo with PBES2 (RFC 8018, A.4), in PEM."""
+    plain = cert.key.private_bytes(
+        serialization.Encoding.DER,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    oid, size = CIPHERS[cipher]
+    prf_oid, algorithm = PRFS[prf or "SHA-1"]
+    kdf = PBKDF2HMAC(algorithm, size, b"salt and pepper", rounds)
+    algorithm_of = TripleDES if cipher == "3DES" else algorithms.AES
+    block = algorithm_of.block_size // 8
+    iv = bytes(range(block))
+    box = Cipher(algorithm_of(kdf.derive(password.encode())), modes.CBC(iv)).encryptor()
+    pad = block - len(plain) % block
+    data = box.update(plain + bytes([pad]) * pad) + box.finalize()
+    params = tlv(0x04, b"salt and pepper") + tlv(0x02, rounds.to_bytes(4, "big").lstrip(b"\0"))
+    if tell_length:
+        params += tlv(0x02, bytes([size]))
+    if prf is not None:
+        params += tlv(0x30, tlv(0x06, prf_oid) + tlv(0x05, b""))
+    kdf_der = tlv(0x30, tlv(0x06, PBKDF2) + tlv(0x30, params))
+    scheme = tlv(0x30, tlv(0x06, oid) + tlv(0x04, iv))
+    how = tlv(0x30, tlv(0x06, PBES2) + tlv(0x30, kdf_der + scheme))
+    der = tlv(0x30, how + tlv(0x04, data))
+    text = base64.encodebytes(der)
+    return (
+        b"-----BEGIN ENCRYPTED PRIVATE KEY-----\n" + text + b"-----END ENCRYPTED PRIVATE KEY-----\n"
+    )
+
+
+@pytest.mark.parametrize("cipher", CIPHERS)
+@pytest.mark.parametrize("prf", [None, *PRFS])
+@pytest.mark.parametrize("tell_length", [False, True])
+def test_encrypted_keys_of_today(cipher: str, prf: str | None, tell_length: bool) -> None:
+    """What openssl and others write, whatever their defaults are."""
+    cert = rsa_leaf()
+    for password in ("secret", "pässwörd"):
+        pem = sealed(cert, password, cipher, prf, tell_length=tell_length) + cert.pem
+        store = tls.cert_temporary_store(pem=pem, password=password)
+        assert [each.has_private_key() for each in store] == [True]
+        tls.sspi_acquire_credentials("tls", "server", tls.sspi_schannel_credentials(store)).free()
+
+
+def test_encrypted_keys_and_wrong_passwords() -> None:
+    """One in 256 ends in a padding that looks right."""
+    cert = rsa_leaf()
+    pem = sealed(cert, "secret", rounds=1) + cert.pem
+    for number in range(600):
+        with pytest.raises(TLSError, match="password") as caught:
+            tls.cert_temporary_store(pem=pem, password=f"wrong {number}")
+        assert "wrong" in str(caught.value)
+
+
+def test_encrypted_keys_that_are_damaged() -> None:
+    """Each byte of the structure's head, and some beyond: an error at most.
+
+    Some bits do not matter: of the vector, which changes the version within,
+    or of parameters that nobody reads.
+    """
+    cert = rsa_leaf()
+    lines = sealed(cert, "secret", rounds=1).splitlines(keepends=True)
+    der = base64.b64decode(b"".join(lines[1:-1]))
+    refused = 0
+    for at in (*range(60), *range(60, len(der), 97)):
+        bad = bytearray(der)
+        bad[at] ^= 0x01
+        pem = lines[0] + base64.encodebytes(bytes(bad)) + lines[-1] + cert.pem
+        try:
+            tls.cert_temporary_store(pem=pem, password="secret")
+        except (TLSError, ValueError):
+            refused += 1
+    assert refused > 50
+    with tls.cert_temporary_store(pem=b"".join(lines) + cert.pem, password="secret") as store:
+        assert store[0].has_private_key()
 
 
 def test_pem_with_several_identities(chain: list[Minted]) -> None:

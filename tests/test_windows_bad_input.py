@@ -145,9 +145,7 @@ def forms(password: str | None) -> dict[str, Callable[[], tls.Store]]:
     }
 
 
-@pytest.mark.parametrize(
-    "form", ["pfx", pytest.param("pem", marks=pytest.mark.real_windows(elsewhere=True))]
-)
+@pytest.mark.parametrize("form", ["pfx", "pem"])
 @pytest.mark.parametrize("password", ["wrong", "", None])
 def test_a_wrong_password(form: str, password: str | None) -> None:
     with pytest.raises(tls.TLSError, match="password") as caught:

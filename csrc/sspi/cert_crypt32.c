@@ -5,6 +5,7 @@
  *   cert_crypt32.c    this: the objects
  *   info_crypt32.c    what a certificate says; host names
  *   key_crypt32.c     private keys in containers of our own
+ *   pbes2_crypt32.c   encrypted ones, opened on their way there
  *   import_crypt32.c  PEM, DER, PFX, PKCS #7
  *   store_crypt32.c   stores, the system's and ours; export
  *   verify_crypt32.c  chains and revocation

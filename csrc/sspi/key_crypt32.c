@@ -436,39 +436,29 @@ static bool is_encrypted(const uint8_t *der, size_t len)
     return sealed;
 }
 
-enum tw_status tw_crypt32_key_import(const uint8_t *pkcs8, size_t len,
-                                     const char *password,
-                                     struct tw_key **out,
-                                     struct tw_error *err)
+/* password NULL: not encrypted. */
+static enum tw_status import_pkcs8(const uint8_t *pkcs8, size_t len,
+                                   const char *password, struct tw_key **out,
+                                   struct tw_error *err)
 {
-    struct tw_key *key;
-    WCHAR *secret = NULL;
+    struct tw_key *key = key_new();
+    WCHAR *secret = password != NULL ? tw_crypt32_widen(password) : NULL;
     SECURITY_STATUS status;
     enum tw_status st = TW_DONE;
-    bool sealed = is_encrypted(pkcs8, len);
     bool rsa = false;
 
-    *out = NULL;
-    if (len > KEY_MAX) {
-        return tw_error_set(err, TW_E_FORMAT, CRYPT_E_ASN1_BADTAG,
-                            "the private key is too long");
-    }
-    if (sealed && password == NULL) {
-        return tw_error_set(err, TW_E_PASSWORD, 0,
-                            "the private key is encrypted: a password is "
-                            "needed");
-    }
-    key = key_new();
-    if (key == NULL || (sealed && !(secret = tw_crypt32_widen(password)))) {
+    if (key == NULL || (password != NULL && secret == NULL)) {
         tw_crypt32_key_free(key);
+        free(secret);
         return tw_crypt32_nomem(err);
     }
     status = import_cng(key, NCRYPT_PKCS8_PRIVATE_KEY_BLOB, pkcs8, len,
                         secret);
     if (status != 0
-        && !(not_offered(status) && !sealed
+        && !(not_offered(status) && password == NULL
              && import_pkcs8_capi(key, pkcs8, len, &rsa))) {
-        st = import_failed(rsa ? NTE_BAD_DATA : status, sealed, err);
+        st = import_failed(rsa ? NTE_BAD_DATA : status, password != NULL,
+                           err);
     }
     if (secret != NULL) {
         SecureZeroMemory(secret, wcslen(secret) * sizeof(*secret));
@@ -480,6 +470,45 @@ enum tw_status tw_crypt32_key_import(const uint8_t *pkcs8, size_t len,
     }
     *out = key;
     return TW_DONE;
+}
+
+enum tw_status tw_crypt32_key_import(const uint8_t *pkcs8, size_t len,
+                                     const char *password,
+                                     struct tw_key **out,
+                                     struct tw_error *err)
+{
+    uint8_t *plain = NULL;
+    size_t plain_len;
+    enum tw_status st;
+
+    *out = NULL;
+    if (len > KEY_MAX) {
+        return tw_error_set(err, TW_E_FORMAT, CRYPT_E_ASN1_BADTAG,
+                            "the private key is too long");
+    }
+    if (!is_encrypted(pkcs8, len)) {
+        return import_pkcs8(pkcs8, len, NULL, out, err);
+    }
+    if (password == NULL) {
+        return tw_error_set(err, TW_E_PASSWORD, 0,
+                            "the private key is encrypted: a password is "
+                            "needed");
+    }
+    st = tw_crypt32_open_pbes2(pkcs8, len, password, &plain, &plain_len);
+    switch (st) {
+    case TW_DONE:
+        st = import_pkcs8(plain, plain_len, NULL, out, err);
+        SecureZeroMemory(plain, plain_len);
+        free(plain);
+        return st;
+    case TW_E_PASSWORD:
+        return tw_error_set(err, TW_E_PASSWORD, 0,
+                            "the private key: the password is wrong");
+    case TW_E_NOMEM:
+        return tw_crypt32_nomem(err);
+    default: /* the older kinds are CNG's */
+        return import_pkcs8(pkcs8, len, password, out, err);
+    }
 }
 
 /* DER of PrivateKeyInfo around a traditional key; LocalFree. */

@@ -101,6 +101,14 @@ bool tw_crypt32_key_attach(const struct tw_key *, PCCERT_CONTEXT);
    names the remedy, or 0 if it can. Never shows a window. */
 int32_t tw_crypt32_key_trouble(struct tw_cert *cert);
 
+/* pbes2_crypt32.c */
+
+/* Opens an EncryptedPrivateKeyInfo; password: UTF-8. *plain: to be wiped
+   and freed. TW_E_PASSWORD; TW_E_UNSUPPORTED: of another kind; TW_E_NOMEM. */
+enum tw_status tw_crypt32_open_pbes2(const uint8_t *der, size_t len,
+                                     const char *password, uint8_t **plain,
+                                     size_t *plain_len);
+
 /* store_crypt32.c */
 
 /* Puts the intermediates that came with cert, and those of more (may be
