@@ -286,7 +286,6 @@ class Streams:
         if flags:
             raise ValueError("sendall() flags are not possible on a channel")
         with self._write_lock:
-            deadline = Deadline(self._timeout)
             io_ = self._io
             sent = 0
             if (
@@ -296,10 +295,11 @@ class Streams:
                 and self._usable
                 and not (self._closed or self._write_ended or self._queue)
             ):
+                # What waits gives all or raises; the rest is for who does not.
                 sent = io_.send(data, self._timeout)
                 if sent == len(data):
                     return
-            self._send_all(memoryview(data).cast("B"), deadline, sent)
+            self._send_all(memoryview(data).cast("B"), Deadline(self._timeout), sent)
 
     def _send_all(self, view: memoryview, deadline: Deadline, sent: int = 0) -> None:
         while True:

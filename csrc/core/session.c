@@ -47,6 +47,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/atomic.h"
 #include "core/buffer.h"
 #include "core/lock.h"
 #include "core/record.h"
@@ -89,6 +90,7 @@ struct tw_session {
     size_t tried;  /* ciphertext length that was not enough; 0: none */
     size_t need;   /* ciphertext length the engine hopes for; 0: none */
     struct tw_buffer output;
+    struct tw_count has_output; /* is there any? Read without the lock */
     struct tw_buffer retired; /* output's old memory, still lent out */
     struct tw_buffer held;    /* tokens of the last step, not released */
     SECURITY_STATUS held_status; /* of that step */
@@ -256,6 +258,12 @@ static uint8_t *output_reserve_lock_held(struct tw_session *s, size_t n)
     return tw_buffer_reserve(&s->output, n);
 }
 
+static void output_commit_lock_held(struct tw_session *s, size_t n)
+{
+    tw_buffer_commit(&s->output, n);
+    tw_count_set(&s->has_output, tw_buffer_length(&s->output) > 0);
+}
+
 static bool output_append_lock_held(struct tw_session *s, const void *data,
                                     size_t n)
 {
@@ -269,7 +277,7 @@ static bool output_append_lock_held(struct tw_session *s, const void *data,
         return false;
     }
     memcpy(at, data, n);
-    tw_buffer_commit(&s->output, n);
+    output_commit_lock_held(s, n);
     return true;
 }
 
@@ -1844,7 +1852,7 @@ static enum tw_status write_lock_held(struct tw_session *s,
         }
         st = seal_into_lock_held(s, src + *n, len - *n, at, room, &taken,
                                  &sealed);
-        tw_buffer_commit(&s->output, sealed);
+        output_commit_lock_held(s, sealed);
         *n += taken;
         if (st != TW_DONE) {
             return st;
@@ -2182,6 +2190,16 @@ done:
     return st;
 }
 
+bool tw_session_close_waits(struct tw_session *s)
+{
+    bool waits;
+
+    tw_lock_acquire(&s->lock);
+    waits = s->close_later && s->state == TW_OPEN;
+    tw_lock_release(&s->lock);
+    return waits;
+}
+
 void tw_session_abort(struct tw_session *s)
 {
     tw_lock_acquire(&s->lock);
@@ -2198,10 +2216,29 @@ void tw_session_abort(struct tw_session *s)
 
 /* --- bytes of the wire --- */
 
+static size_t missing_lock_held(struct tw_session *s)
+{
+    size_t missing = 0;
+    size_t len;
+    const uint8_t *at = cipher_at_lock_held(s, &len);
+
+    if (s->state != TW_FAILED && s->pause == PAUSE_NONE && !s->eof
+        && !s->poke && s->plain_len == 0 && !s->read_ended
+        && !(s->role == TW_CLIENT && !s->has_ctx)) {
+        missing = s->need > len ? s->need - len
+                                : tw_record_missing(at, len);
+        if (missing == 0 && len <= s->tried) {
+            missing = 1;
+        }
+    }
+    return missing;
+}
+
 enum tw_status tw_session_input_reserve(struct tw_session *s, size_t want,
                                         uint8_t **ptr, size_t *room)
 {
     enum tw_status st = TW_DONE;
+    size_t missing;
 
     *ptr = NULL;
     *room = 0;
@@ -2209,6 +2246,10 @@ enum tw_status tw_session_input_reserve(struct tw_session *s, size_t want,
         return TW_E_ARGUMENT;
     }
     tw_lock_acquire(&s->lock);
+    missing = missing_lock_held(s);
+    if (want < missing) {
+        want = missing;
+    }
     *ptr = tw_buffer_reserve(&s->input, want > 0 ? want : 1);
     if (*ptr == NULL) {
         st = TW_E_NOMEM;
@@ -2267,21 +2308,10 @@ void tw_session_set_ragged_eof(struct tw_session *s, bool ragged)
 
 size_t tw_session_missing(struct tw_session *s)
 {
-    size_t missing = 0;
-    size_t len;
-    const uint8_t *at;
+    size_t missing;
 
     tw_lock_acquire(&s->lock);
-    at = cipher_at_lock_held(s, &len);
-    if (s->state != TW_FAILED && s->pause == PAUSE_NONE && !s->eof
-        && !s->poke && s->plain_len == 0 && !s->read_ended
-        && !(s->role == TW_CLIENT && !s->has_ctx)) {
-        missing = s->need > len ? s->need - len
-                                : tw_record_missing(at, len);
-        if (missing == 0 && len <= s->tried) {
-            missing = 1;
-        }
-    }
+    missing = missing_lock_held(s);
     tw_lock_release(&s->lock);
     return missing;
 }
@@ -2343,7 +2373,13 @@ void tw_session_output_consume(struct tw_session *s, size_t n)
     tw_buffer_free(&s->retired);
     tw_buffer_consume(&s->output, n);
     tw_buffer_relax(&s->output);
+    tw_count_set(&s->has_output, tw_buffer_length(&s->output) > 0);
     tw_lock_release(&s->lock);
+}
+
+bool tw_session_has_output(struct tw_session *s)
+{
+    return tw_count_glance(&s->has_output) != 0;
 }
 
 /* --- facts --- */
@@ -2730,6 +2766,7 @@ struct tw_session *tw_session_new(const struct tw_provider *provider,
     tw_error_clear(&s->error);
     tw_buffer_init(&s->input);
     tw_buffer_init(&s->output);
+    tw_count_init(&s->has_output, 0);
     tw_buffer_init(&s->retired);
     tw_buffer_init(&s->held);
     SecInvalidateHandle(&s->ctx);

@@ -56,9 +56,10 @@ void tw_session_free(struct tw_session *); /* wipes; NULL is ignored */
 
 /* --- bytes of the wire --- */
 
-/* Room for bytes from the peer: *ptr with at least `want` bytes (*room).
-   Valid until the next call on this session. TW_E_NOMEM possible. Input
-   is bounded: want above 1 MiB is TW_E_ARGUMENT. */
+/* Room for bytes from the peer: *ptr with at least `want` bytes (*room),
+   and as many as the next step lacks. Valid until the next call on this
+   session. TW_E_NOMEM possible. Input is bounded: want above 1 MiB is
+   TW_E_ARGUMENT. */
 enum tw_status tw_session_input_reserve(struct tw_session *, size_t want,
                                         uint8_t **ptr, size_t *room);
 void tw_session_input_commit(struct tw_session *, size_t n);
@@ -83,6 +84,9 @@ size_t tw_session_input_length(struct tw_session *);
    NULL: only how many; whoever holds them may be sending them. */
 size_t tw_session_output(struct tw_session *, const uint8_t **ptr);
 void tw_session_output_consume(struct tw_session *, size_t n);
+/* Is there any? Without a lock: certain of what the calling thread left or
+   took, a glance at what others do. */
+bool tw_session_has_output(struct tw_session *);
 
 /* --- handshake --- */
 
@@ -159,6 +163,8 @@ enum tw_status tw_session_open(struct tw_session *, const uint8_t *src,
    there at the end of a renegotiation that goes on. */
 enum tw_status tw_session_shutdown(struct tw_session *,
                                    struct tw_error *err);
+/* Does it wait for that end? tw_session_handshake brings it on. */
+bool tw_session_close_waits(struct tw_session *);
 /* Kills it: every later call gives TW_E_CLOSED (or its first error). */
 void tw_session_abort(struct tw_session *);
 

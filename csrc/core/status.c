@@ -235,10 +235,12 @@ void tw_error_clear(struct tw_error *err)
     if (err == NULL) {
         return;
     }
-    memset(err, 0, sizeof(*err));
     err->status = TW_DONE;
+    err->code = 0;
+    err->os = 0;
     err->alert_sent = -1;
     err->alert_received = -1;
+    err->detail[0] = '\0'; /* not all of it: each call begins so */
 }
 
 /*

@@ -5,16 +5,19 @@
  * through run(): it lets go of the GIL (the only place that does), performs
  * the call, looks after signals and goes on with the same deadline. The
  * GIL is kept for what neither waits nor takes longer than letting go of
- * it would: at most SMALL bytes with a timeout of 0.
+ * it would: at most SMALL bytes with a timeout of 0; a read of more room
+ * counts as small where the last one was.
  *
  * Without a socket the session's lock is not enough: its output is looked
  * at through a pointer that the next call may move. So calls on a session
  * without a socket take `guard`; with one, the wire has locks of its own.
- * The wire is attached under `guard` and stays until the object dies.
+ * The wire is attached under `guard` and stays until the object dies, so
+ * who sees it needs no lock.
  *
  * A Session is made whole by __new__ and never made again, so no method
  * meets half of one.
  */
+#include "core/atomic.h"
 #include "python/convert.h"
 #include "python/module.h"
 #include "python/py_error.h"
@@ -36,8 +39,9 @@
 struct py_session {
     PyObject_HEAD
     struct tw_session *session; /* owned by wire once there is one */
-    struct tw_wire *wire;       /* NULL without a socket */
-    struct tw_lock guard;       /* see above; also wire, credentials */
+    struct tw_pointer wire;     /* struct tw_wire; NULL without a socket */
+    struct tw_lock guard;       /* see above; also credentials */
+    struct tw_count lately;     /* bytes of the last recv that gave any */
     PyObject *credentials;      /* a Credentials, or NULL */
 };
 
@@ -53,12 +57,7 @@ static struct tw_session *core_of(PyObject *self)
 
 static struct tw_wire *wire_of(struct py_session *self)
 {
-    struct tw_wire *wire;
-
-    tw_lock_acquire(&self->guard);
-    wire = self->wire;
-    tw_lock_release(&self->guard);
-    return wire;
+    return tw_pointer_get(&self->wire);
 }
 
 /* --- one call: no Python from here ... --- */
@@ -90,7 +89,9 @@ struct call {
     size_t len;         /* of either */
     size_t room;        /* OP_SEAL..., OP_OPEN: of dst; len is of src */
     size_t used;        /* OP_SEAL..., OP_OPEN: of src */
-    size_t work;        /* OP_OPEN: most that may be decrypted */
+    struct tw_buffer *more; /* OP_SEAL: what did not go into dst */
+    size_t work;        /* most bytes that this takes time for, where len
+                           does not say it; 0: len does */
     size_t n;           /* bytes moved so far */
     int64_t deadline;   /* tw_clock_ns */
     bool graceful;      /* OP_CLOSE */
@@ -263,12 +264,52 @@ static enum tw_status open_all(struct tw_session *s, struct call *c)
     return open_rest(s, c);
 }
 
+/* Moves the output behind what is gathered. */
+static bool gather_output(struct tw_session *s, struct tw_buffer *to)
+{
+    const uint8_t *ptr = NULL;
+    size_t len = tw_session_output(s, &ptr);
+    bool good = tw_buffer_append(to, ptr, len);
+
+    if (good && len != 0) {
+        tw_session_output_consume(s, len);
+    }
+    return good;
+}
+
+/*
+ * Seals c->src: straight into c->dst as far as that goes, the rest by way of
+ * the output, with what waited there, into c->more. All of it within one
+ * call, so that no renegotiation can begin in between, which would leave
+ * half of it unsent and the other half sealed.
+ */
+static enum tw_status seal_gathered(struct tw_session *s, struct call *c)
+{
+    enum tw_status st;
+
+    st = tw_session_seal(s, c->src, c->len, c->dst, c->room, &c->used,
+                         &c->n, &c->err);
+    while (st >= 0 && c->used < c->len) {
+        size_t taken = 0;
+
+        st = tw_session_write(s, c->src + c->used, c->len - c->used, &taken,
+                              &c->err);
+        c->used += taken;
+        if (!gather_output(s, c->more)) {
+            return tw_error_set(&c->err, TW_E_NOMEM, 0, NULL);
+        }
+        if (st == TW_WANT_READ) {
+            return cannot_encrypt(c);
+        }
+    }
+    return st;
+}
+
 static enum tw_status perform_core(struct tw_session *s, struct call *c)
 {
     switch (c->op) {
     case OP_SEAL:
-        return tw_session_seal(s, c->src, c->len, c->dst, c->room, &c->used,
-                               &c->n, &c->err);
+        return seal_gathered(s, c);
     case OP_SEAL_ALL:
         return seal_all(s, c);
     case OP_OPEN:
@@ -307,13 +348,13 @@ static enum tw_status perform_core(struct tw_session *s, struct call *c)
 
 static enum tw_status perform(struct py_session *self, struct call *c)
 {
+    struct tw_wire *wire = wire_of(self);
     enum tw_status st;
 
-    tw_lock_acquire(&self->guard);
-    if (self->wire != NULL) {
-        tw_lock_release(&self->guard);
-        return perform_wire(self->wire, c);
+    if (wire != NULL) {
+        return perform_wire(wire, c);
     }
+    tw_lock_acquire(&self->guard);
     st = perform_core(self->session, c);
     tw_lock_release(&self->guard);
     return st;
@@ -327,7 +368,8 @@ static bool is_small(const struct call *c)
     switch (c->op) {
     case OP_RECV:
     case OP_SEND:
-        return c->deadline == TW_NO_WAIT && c->len <= SMALL;
+        return c->deadline == TW_NO_WAIT
+               && (c->work != 0 ? c->work : c->len) <= SMALL;
     case OP_FEED:
     case OP_TAKE_OUTPUT:
     case OP_TAKE_INPUT:
@@ -379,7 +421,8 @@ static PyObject *take_output_bytes(struct py_session *self)
     PyObject *exact;
 
     tw_lock_acquire(&self->guard);
-    c.len = self->wire == NULL ? tw_session_output(self->session, NULL) : 0;
+    c.len = wire_of(self) == NULL ? tw_session_output(self->session, NULL)
+                                  : 0;
     tw_lock_release(&self->guard);
     bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)c.len);
     if (bytes == NULL || c.len == 0) {
@@ -552,6 +595,8 @@ static PyObject *make(PyTypeObject *type, PyObject *credentials,
         return NULL;
     }
     self->session = core;
+    tw_pointer_set(&self->wire, NULL);
+    tw_count_init(&self->lately, 0);
     tw_lock_init(&self->guard);
     if (credentials != Py_None) {
         self->credentials = Py_NewRef(credentials);
@@ -608,8 +653,8 @@ static void session_dealloc(PyObject *self)
 
     PyObject_GC_UnTrack(self);
     (void)session_clear(self);
-    if (session_of(self)->wire != NULL) {
-        tw_wire_free(session_of(self)->wire); /* and the session */
+    if (wire_of(session_of(self)) != NULL) {
+        tw_wire_free(wire_of(session_of(self))); /* and the session */
     } else {
         tw_session_free(session_of(self)->session);
     }
@@ -643,9 +688,10 @@ static PyObject *session_attach(PyObject *obj, PyObject *arg)
     }
     tw_error_clear(&err);
     tw_lock_acquire(&self->guard);
-    taken = self->wire != NULL;
+    taken = wire_of(self) != NULL;
     if (!taken) {
-        self->wire = tw_wire_new(self->session, (tw_socket)fd, &err);
+        tw_pointer_set(&self->wire,
+                       tw_wire_new(self->session, (tw_socket)fd, &err));
     }
     tw_lock_release(&self->guard);
     if (taken) {
@@ -716,6 +762,7 @@ static enum outcome run_recv(PyObject *self, struct call *c)
     enum tw_status st = run(session_of(self), c);
 
     if (c->n != 0) {
+        tw_count_set(&session_of(self)->lately, (long)c->n);
         return GOT_BYTES;
     }
     if (st == TW_DONE || st == TW_END) {
@@ -748,6 +795,14 @@ static PyObject *recv_bytes(PyObject *self, struct call *c)
     }
 }
 
+/* What a read of `room` bytes may come to, by what the last one did. */
+static size_t likely_work(struct py_session *self, size_t room)
+{
+    size_t lately = (size_t)tw_count_glance(&self->lately);
+
+    return room > SMALL && lately != 0 && lately <= SMALL ? lately : room;
+}
+
 /* Apart, so that its frame is there for small reads only. */
 static PyObject *recv_small(PyObject *self, struct call *c)
 {
@@ -775,6 +830,10 @@ static PyObject *session_recv(PyObject *self, PyObject *const *args,
         return NULL;
     }
     c.len = (uint64_t)n < BLOCK_ROOM ? (size_t)n : BLOCK_ROOM;
+    c.work = likely_work(session_of(self), c.len);
+    if (c.work <= SMALL && c.len > STACK_ROOM) {
+        c.len = STACK_ROOM; /* most likely enough */
+    }
     if (c.len <= STACK_ROOM) {
         return recv_small(self, &c);
     }
@@ -805,6 +864,7 @@ static PyObject *session_recv_into(PyObject *self, PyObject *const *args,
     }
     c.dst = view.buf;
     c.len = (size_t)view.len;
+    c.work = likely_work(session_of(self), c.len);
     outcome = run_recv(self, &c);
     PyBuffer_Release(&view);
     switch (outcome) {
@@ -1002,47 +1062,59 @@ static PyObject *session_set_ragged_eof(PyObject *self, PyObject *arg)
 PyDoc_STRVAR(encrypt_doc,
 "encrypt(data) -> bytes\n\n"
 "The records for data, with whatever output waited before them. TLSError if\n"
-"the session is not open, or while a renegotiation waits for the peer.");
+"the session is not open, or while a renegotiation waits for the peer; its\n"
+"token is to be sent, its attribute `written` says how much of data is in.");
 
-/* Whatever is left of c->src, piece by piece; `done` comes before it. */
-static PyObject *encrypt_rest(PyObject *self, struct call *c,
-                              PyObject *done)
+/* Two parts of what was sealed as bytes. */
+static PyObject *join(const uint8_t *first, size_t n, struct tw_buffer *more)
 {
-    while (c->used < c->len) {
-        struct call one = {.op = OP_SEND};
-        enum tw_status st;
-        PyObject *more;
-        PyObject *both;
+    size_t rest = tw_buffer_length(more);
+    PyObject *bytes = PyBytes_FromStringAndSize(NULL,
+                                                (Py_ssize_t)(n + rest));
 
-        one.src = c->src + c->used;
-        one.len = c->len - c->used;
-        st = run(session_of(self), &one);
-        if (st < 0) {
-            Py_DECREF(done);
-            return fail(session_of(self), st, &one);
+    if (bytes != NULL) {
+        char *at = PyBytes_AsString(bytes);
+
+        if (n != 0) {
+            memcpy(at, first, n);
         }
-        more = take_output_bytes(session_of(self));
-        if (more != NULL && one.n == 0 && PyBytes_Size(more) == 0) {
-            Py_DECREF(more);
-            Py_DECREF(done);
-            (void)cannot_encrypt(&one);
-            return tw_error_raise(tw_module_of(self), &one.err);
+        if (rest != 0) {
+            memcpy(at + n, tw_buffer_head(more), rest);
         }
-        both = more == NULL ? NULL : PySequence_Concat(done, more);
-        Py_XDECREF(more);
-        Py_DECREF(done);
-        if (both == NULL) {
-            return NULL;
-        }
-        done = both;
-        c->used += one.n;
     }
-    return done;
+    return bytes;
+}
+
+/* An error of c, with what was sealed nevertheless, and the output, as the
+   token that is to be sent. Always NULL. */
+static PyObject *fail_sealed(PyObject *self, enum tw_status st,
+                             struct call *c)
+{
+    struct tw_module *state = tw_module_of(self);
+    struct tw_session *s = core_of(self);
+    PyObject *token;
+
+    if (st == TW_E_INTERRUPTED) {
+        return NULL;
+    }
+    tw_lock_acquire(&session_of(self)->guard);
+    if (wire_of(session_of(self)) == NULL) {
+        (void)gather_output(s, c->more);
+    }
+    tw_lock_release(&session_of(self)->guard);
+    token = join(c->dst, c->n, c->more);
+    if (token != NULL) {
+        (void)tw_error_raise_token(state, &c->err, token);
+        Py_DECREF(token);
+        tw_error_annotate("written", PyLong_FromSize_t(c->used));
+    }
+    return NULL;
 }
 
 static PyObject *session_encrypt(PyObject *self, PyObject *arg)
 {
     struct call c = {.op = OP_SEAL};
+    struct tw_buffer more;
     enum tw_status st;
     PyObject *bytes;
     Py_buffer view;
@@ -1050,6 +1122,8 @@ static PyObject *session_encrypt(PyObject *self, PyObject *arg)
     if (PyObject_GetBuffer(arg, &view, PyBUF_SIMPLE) < 0) {
         return NULL;
     }
+    tw_buffer_init(&more);
+    c.more = &more;
     c.src = view.buf;
     c.len = (size_t)view.len;
     /* Without an exact size the records pass through the output, which is
@@ -1064,20 +1138,16 @@ static PyObject *session_encrypt(PyObject *self, PyObject *arg)
     c.dst = (uint8_t *)PyBytes_AsString(bytes);
     st = run(session_of(self), &c);
     if (st < 0) {
+        (void)fail_sealed(self, st, &c);
         Py_CLEAR(bytes);
-        (void)fail(session_of(self), st, &c);
-        goto done;
-    }
-    if (c.n != c.room) {
-        PyObject *exact = PyBytes_FromStringAndSize((const char *)c.dst,
-                                                    (Py_ssize_t)c.n);
+    } else if (c.n != c.room || tw_buffer_length(&more) != 0) {
+        PyObject *exact = join(c.dst, c.n, &more);
+
         Py_DECREF(bytes);
         bytes = exact;
     }
-    if (bytes != NULL && c.used < c.len) {
-        bytes = encrypt_rest(self, &c, bytes);
-    }
 done:
+    tw_buffer_free(&more);
     PyBuffer_Release(&view);
     return bytes;
 }

@@ -71,8 +71,8 @@ int tw_socket_prepare(tw_socket fd)
     if (flags < 0) {
         return errno;
     }
-    if ((flags & O_NONBLOCK) == 0 &&
-        fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0) {
+    if ((flags & O_NONBLOCK) != 0 &&
+        fcntl(fd, F_SETFL, flags & ~O_NONBLOCK) < 0) {
         return errno;
     }
     return 0;
@@ -101,6 +101,13 @@ static size_t clip(size_t len)
 
 long tw_socket_recv(tw_socket fd, void *buf, size_t cap, int *os)
 {
+    ssize_t got = recv(fd, buf, clip(cap), MSG_DONTWAIT);
+
+    return got >= 0 ? (long)got : failure(os);
+}
+
+long tw_socket_recv_wait(tw_socket fd, void *buf, size_t cap, int *os)
+{
     ssize_t got = recv(fd, buf, clip(cap), 0);
 
     return got >= 0 ? (long)got : failure(os);
@@ -108,7 +115,7 @@ long tw_socket_recv(tw_socket fd, void *buf, size_t cap, int *os)
 
 long tw_socket_send(tw_socket fd, const void *buf, size_t len, int *os)
 {
-    ssize_t sent = send(fd, buf, clip(len), MSG_NOSIGNAL);
+    ssize_t sent = send(fd, buf, clip(len), MSG_NOSIGNAL | MSG_DONTWAIT);
 
     return sent >= 0 ? (long)sent : failure(os);
 }

@@ -87,6 +87,17 @@ long tw_socket_recv(tw_socket s, void *buf, size_t cap, int *os)
     return got >= 0 ? (long)got : failure(os);
 }
 
+/* A blocking recv() could be ended neither by control-C nor by a deadline,
+   and Winsock has no way of not waiting per call: tw_socket_wait does it. */
+long tw_socket_recv_wait(tw_socket s, void *buf, size_t cap, int *os)
+{
+    (void)s;
+    (void)buf;
+    (void)cap;
+    (void)os;
+    return TW_IO_BLOCKED;
+}
+
 long tw_socket_send(tw_socket s, const void *buf, size_t len, int *os)
 {
     int sent = send((SOCKET)s, buf, clip(len), 0);

@@ -5,15 +5,14 @@
  * the user), take the turn of its direction, loop { engine, output,
  * socket }, leave. The last user to leave after tw_wire_close closes the
  * descriptor, so a descriptor number is never reused under a system call.
+ * Users and closing are one word, so that exactly one of them is the last.
  *
- * Locks, and what may happen under each:
- *   reader, writer  order locks, held for a whole call, waits included.
- *                   Never acquired with a plain wait: take_turn() naps and
- *                   tries, so that deadlines, signals and tw_wire_close
- *                   reach the one in the queue. Who holds `reader` may take
- *                   `writer`, not the other way round.
- *   state           users, closing, fd, more. Innermost, never across a
- *                   call that waits.
+ * Locks, held for a whole call, waits included: `reader` orders those who
+ * receive, `writer` those who send. Neither is acquired with a plain wait:
+ * take_turn() naps and tries, so that deadlines, signals and tw_wire_close
+ * reach the one in the queue. Who holds `reader` may take `writer`, not the
+ * other way round.
+ *
  * The session locks itself, call by call. What it lends (room for input to
  * the holder of `reader`, output to the holder of `writer`) stays in place
  * while the other direction goes on, so system calls need no lock of it.
@@ -22,13 +21,20 @@
  * goes out in the order it was sealed in. A reader whose work left output
  * (the answer to a KeyUpdate, an alert) sends it if the writer's lock is
  * free; if not, it leaves word (`more`) and its holder looks once more
- * after letting go (nudge).
+ * after letting go (nudge). A reader whose output waits for room does not
+ * sleep for good: it looks after it now and then.
+ *
+ * A wait for the peer without a deadline is the system's own blocking recv,
+ * into a small room on the stack (an idle connection holds no buffer), so
+ * that a message costs one system call and not two; all other calls do not
+ * wait in the system, whatever the descriptor's mode.
  */
 #include "wire/wire.h"
 
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/atomic.h"
 #include "core/lock.h"
 #include "core/record.h"
 
@@ -36,6 +42,8 @@
    lands in a block of the pool (core/buffer.c). */
 #define READ_MIN ((size_t)20 * 1024)
 #define READ_MAX ((size_t)256 * 1024)
+/* Ciphertext that a wait takes: what comes behind it is asked for next. */
+#define READ_WAIT ((size_t)4096)
 /* Plaintext sealed between two sends: 64 KiB loses a tenth to system calls,
    1 MiB leaves the second cache. */
 #define AHEAD ((size_t)256 * 1024)
@@ -44,24 +52,31 @@
 #define NAP_MAX INT64_C(20000000)
 /* ns: a reader with unsent output looks after it this often */
 #define SLICE INT64_C(10000000)
+/* ns: bounds of the time that a reader spins for the peer before it sleeps;
+   a wake-up costs about the longest of them */
+#define SPIN_MIN INT64_C(2000)
+#define SPIN_MAX INT64_C(50000)
 /* ns: how long a refused peer may take to read its alert */
 #define LINGER INT64_C(500000000)
 
+#define CLOSING 1L /* in tw_wire.gate: tw_wire_close was called */
+#define USER 2L    /* the same: one call inside */
+
 struct tw_wire {
     struct tw_session *session; /* owned */
-    tw_socket fd;               /* TW_NO_SOCKET once closed */
+    tw_socket fd;               /* until the last user leaves */
+    struct tw_count gate;       /* CLOSING, and USER for each call inside */
+    struct tw_count more;       /* output came while writer was taken */
     struct tw_lock reader;      /* order of those who receive */
     struct tw_lock writer;      /* order of those who send */
-    struct tw_lock state;       /* guards users, closing, fd, more */
-    long users;                 /* calls inside */
-    bool closing;               /* tw_wire_close was called */
-    bool more;                  /* output came while writer was taken */
+    bool ending;                /* FIN follows what waits; by writer */
     bool fin;                   /* our FIN is out; by writer */
     bool eof;                   /* the peer's FIN came; by reader */
     int recv_os;                /* first error of recv; by reader */
     int send_os;                /* first error of send; by writer */
     size_t chunk;               /* room for the next recv; by reader */
     bool drained;               /* the last recv took all; by reader */
+    struct tw_count spin;       /* ns to spin before a wait; 0: never */
 };
 
 /* --- small things --- */
@@ -83,42 +98,28 @@ static enum tw_status os_failed(struct tw_error *err, int os,
 
 static bool is_closing(struct tw_wire *w)
 {
-    bool closing;
-
-    tw_lock_acquire(&w->state);
-    closing = w->closing;
-    tw_lock_release(&w->state);
-    return closing;
+    return (tw_count_get(&w->gate) & CLOSING) != 0;
 }
 
 static enum tw_status enter(struct tw_wire *w, struct tw_error *err)
 {
-    bool open;
+    long seen;
 
-    tw_lock_acquire(&w->state);
-    open = !w->closing;
-    if (open) {
-        w->users++;
-    }
-    tw_lock_release(&w->state);
-    return open ? TW_DONE
-                : tw_error_set(err, TW_E_CLOSED, 0, "the channel is closed");
+    do {
+        seen = tw_count_get(&w->gate);
+        if ((seen & CLOSING) != 0) {
+            return tw_error_set(err, TW_E_CLOSED, 0,
+                                "the channel is closed");
+        }
+    } while (!tw_count_swap(&w->gate, seen, seen + USER));
+    return TW_DONE;
 }
 
 static void leave(struct tw_wire *w)
 {
-    tw_socket fd = TW_NO_SOCKET;
-
-    tw_lock_acquire(&w->state);
-    w->users--;
-    if (w->closing && w->users == 0) {
-        fd = w->fd;
-        w->fd = TW_NO_SOCKET;
-    }
-    tw_lock_release(&w->state);
-    if (fd != TW_NO_SOCKET) {
+    if (tw_count_add(&w->gate, -USER) == CLOSING) {
         tw_session_abort(w->session);
-        tw_socket_close(fd);
+        tw_socket_close(w->fd);
     }
 }
 
@@ -209,20 +210,27 @@ static enum tw_status take_turn(struct tw_wire *w, struct tw_lock *order,
 
 /* --- output: who calls the _held ones holds `writer` --- */
 
-/* Sends until none is left: TW_DONE; TW_WANT_WRITE with TW_NO_WAIT. */
+/* FIN, once. A socket that is gone already has none to send. */
+static void send_fin_held(struct tw_wire *w)
+{
+    if (!w->fin) {
+        w->fin = true;
+        (void)tw_socket_shutdown(w->fd, false, true);
+    }
+}
+
+/* Sends until none is left, and FIN if that is its turn: TW_DONE;
+   TW_WANT_WRITE with TW_NO_WAIT. */
 static enum tw_status flush_held(struct tw_wire *w, int64_t deadline,
                                  struct tw_error *err)
 {
-    for (;;) {
+    while (tw_session_has_output(w->session)) {
         enum tw_status st;
         const uint8_t *ptr = NULL;
         size_t len = tw_session_output(w->session, &ptr);
         long sent;
         int os = 0;
 
-        if (len == 0) {
-            return TW_DONE;
-        }
         if (w->send_os != 0) {
             return os_failed(err, w->send_os, "sending to the peer");
         }
@@ -247,65 +255,65 @@ static enum tw_status flush_held(struct tw_wire *w, int64_t deadline,
             return st;
         }
     }
+    if (w->ending) {
+        send_fin_held(w);
+    }
+    return TW_DONE;
 }
 
+/* Words that were left: of output that came while the writer was taken.
+   The fences see to it that who leaves one and then finds the lock taken is
+   seen by who lets go of the lock and then looks for one. */
 static bool take_word(struct tw_wire *w)
 {
-    bool more;
-
-    tw_lock_acquire(&w->state);
-    more = w->more;
-    w->more = false;
-    tw_lock_release(&w->state);
-    return more;
+    tw_fence();
+    return tw_count_glance(&w->more) != 0
+           && tw_count_swap(&w->more, 1, 0);
 }
 
 static void leave_word(struct tw_wire *w)
 {
-    tw_lock_acquire(&w->state);
-    w->more = true;
-    tw_lock_release(&w->state);
+    tw_count_set(&w->more, 1);
+    tw_fence();
 }
 
-/* Follows up words that were left. True if output could not go out. */
-static bool follow_up(struct tw_wire *w)
+/* Lets go of `writer`, and sends what came meanwhile from who found it
+   taken. True if some of that has to wait for room. */
+static bool release_writer(struct tw_wire *w)
 {
     bool waits = false;
 
-    while (tw_lock_try(&w->writer)) {
-        bool more = take_word(w);
-
-        if (more) {
-            waits = flush_held(w, TW_NO_WAIT, NULL) == TW_WANT_WRITE;
+    tw_lock_release(&w->writer);
+    while (take_word(w)) {
+        if (!tw_lock_try(&w->writer)) {
+            leave_word(w); /* for the one who has it now */
+            if (!tw_lock_try(&w->writer)) {
+                break;
+            }
         }
+        waits = flush_held(w, TW_NO_WAIT, NULL) == TW_WANT_WRITE;
         tw_lock_release(&w->writer);
-        if (!more) {
-            break; /* and whoever leaves one now finds the lock free */
-        }
     }
     return waits;
 }
 
 /* Sends what waits if that costs no waiting; if somebody else is sending,
-   he does it. True if some had to stay. */
+   he does it. True if some had to stay: with the one, or the other. */
 static bool nudge(struct tw_wire *w)
 {
+    bool waits;
+
+    if (!tw_session_has_output(w->session)) {
+        return false;
+    }
     if (!tw_lock_try(&w->writer)) {
         leave_word(w);
-        return follow_up(w);
+        if (!tw_lock_try(&w->writer)) {
+            return true;
+        }
     }
-    {
-        bool waits = flush_held(w, TW_NO_WAIT, NULL) == TW_WANT_WRITE;
-
-        tw_lock_release(&w->writer);
-        return follow_up(w) || waits;
-    }
-}
-
-static void release_writer(struct tw_wire *w)
-{
-    tw_lock_release(&w->writer);
-    (void)follow_up(w);
+    waits = flush_held(w, TW_NO_WAIT, NULL) == TW_WANT_WRITE;
+    return release_writer(w) || waits;
 }
 
 /* The same with waiting. */
@@ -317,7 +325,7 @@ static enum tw_status flush_all(struct tw_wire *w, int64_t deadline,
     st = take_turn(w, &w->writer, deadline, TW_WANT_WRITE, err);
     if (st == TW_DONE) {
         st = flush_held(w, deadline, err);
-        release_writer(w);
+        (void)release_writer(w);
     }
     return st;
 }
@@ -334,39 +342,24 @@ static void adapt(struct tw_wire *w, size_t room, size_t got)
     }
 }
 
-/* One recv straight into the session's input, without waiting: TW_DONE
-   (an end of the stream is told to the session), TW_WANT_READ, errors. */
-static enum tw_status fill_once_held(struct tw_wire *w,
-                                     struct tw_error *err)
+/* What a recv into `room` bytes came to, `got` of which the session has:
+   TW_DONE (an end of the stream is told to the session), TW_WANT_READ,
+   TW_E_INTERRUPTED of one that waits, errors. */
+static enum tw_status received_held(struct tw_wire *w, long got, size_t room,
+                                    int os, struct tw_error *err)
 {
-    enum tw_status st;
-    uint8_t *ptr = NULL;
-    size_t room = 0;
-    size_t want;
-    long got;
-    int os = 0;
-
-    if (w->recv_os != 0) {
-        return os_failed(err, w->recv_os, "receiving from the peer");
-    }
-    want = tw_session_missing(w->session);
-    want = want > w->chunk ? want : w->chunk;
-    st = tw_session_input_reserve(w->session, want, &ptr, &room);
-    if (st != TW_DONE) {
-        return tw_error_set(err, st, 0, "no room for the peer's bytes");
-    }
-    got = tw_socket_recv(w->fd, ptr, room, &os);
-    tw_session_input_commit(w->session, got > 0 ? (size_t)got : 0);
     w->drained = (size_t)(got > 0 ? got : 0) < room;
     if (got > 0) {
-        adapt(w, room, (size_t)got);
         return TW_DONE;
-    }
-    if (got == TW_IO_BLOCKED || got == TW_IO_INTERRUPTED) {
-        return TW_WANT_READ;
     }
     if (is_closing(w)) {
         return closed_in_use(err);
+    }
+    if (got == TW_IO_BLOCKED) {
+        return TW_WANT_READ;
+    }
+    if (got == TW_IO_INTERRUPTED) {
+        return tw_error_set(err, TW_E_INTERRUPTED, 0, "a signal arrived");
     }
     if (got == 0) {
         if (w->eof) { /* told before, and still asked for bytes */
@@ -379,6 +372,89 @@ static enum tw_status fill_once_held(struct tw_wire *w,
     }
     w->recv_os = os;
     return os_failed(err, os, "receiving from the peer");
+}
+
+/* One recv straight into the session's input, without waiting: as
+   received_held. */
+static enum tw_status fill_once_held(struct tw_wire *w,
+                                     struct tw_error *err)
+{
+    enum tw_status st;
+    uint8_t *ptr = NULL;
+    size_t room = 0;
+    long got;
+    int os = 0;
+
+    if (w->recv_os != 0) {
+        return os_failed(err, w->recv_os, "receiving from the peer");
+    }
+    st = tw_session_input_reserve(w->session, w->chunk, &ptr, &room);
+    if (st != TW_DONE) {
+        return tw_error_set(err, st, 0, "no room for the peer's bytes");
+    }
+    got = tw_socket_recv(w->fd, ptr, room, &os);
+    tw_session_input_commit(w->session, got > 0 ? (size_t)got : 0);
+    if (got > 0) {
+        adapt(w, room, (size_t)got);
+    }
+    if (got == TW_IO_INTERRUPTED) {
+        got = TW_IO_BLOCKED; /* nothing waited: look again */
+    }
+    return received_held(w, got, room, os, err);
+}
+
+/* The same over a small room on the stack, so that who waits for the peer
+   holds no buffer meanwhile. waits: in the system, for as long as it takes
+   (a signal ends it). */
+static enum tw_status fill_small_held(struct tw_wire *w, bool waits,
+                                      struct tw_error *err)
+{
+    uint8_t room[READ_WAIT];
+    enum tw_status st;
+    long got;
+    int os = 0;
+
+    if (w->recv_os != 0) {
+        return os_failed(err, w->recv_os, "receiving from the peer");
+    }
+    got = waits ? tw_socket_recv_wait(w->fd, room, sizeof(room), &os)
+                : tw_socket_recv(w->fd, room, sizeof(room), &os);
+    if (got > 0) {
+        st = tw_session_input(w->session, room, (size_t)got);
+        if (st != TW_DONE) {
+            return tw_error_set(err, st, 0, "no room for the peer's bytes");
+        }
+    }
+    return received_held(w, got, sizeof(room), os, err);
+}
+
+/*
+ * Spins for the peer's next bytes instead of sleeping at once: between two
+ * cores an answer often comes sooner than a sleeper is woken. Longer after
+ * a hit, shorter after a miss, so that it costs little where the peer takes
+ * its time. TW_WANT_READ: nothing came.
+ */
+static enum tw_status spin_held(struct tw_wire *w, int64_t deadline,
+                                struct tw_error *err)
+{
+    long before = tw_count_glance(&w->spin);
+    int64_t spin = before;
+    int64_t end = tw_clock_ns() + spin;
+    enum tw_status st;
+
+    if (deadline != TW_FOREVER && deadline < end) {
+        end = deadline;
+    }
+    do {
+        st = fill_small_held(w, false, err);
+        if (st == TW_E_INTERRUPTED) {
+            st = TW_WANT_READ;
+        }
+    } while (st == TW_WANT_READ && tw_clock_ns() < end);
+    spin = st == TW_WANT_READ ? spin / 2 : spin * 2;
+    spin = spin < SPIN_MIN ? SPIN_MIN : spin > SPIN_MAX ? SPIN_MAX : spin;
+    (void)tw_count_swap(&w->spin, before, (long)spin); /* unless set anew */
+    return st;
 }
 
 /* The same with waiting; output that could not go out yet is looked after
@@ -398,6 +474,16 @@ static enum tw_status fill_held(struct tw_wire *w, int64_t deadline,
             return st;
         }
         waits = nudge(w);
+        if (tw_count_glance(&w->spin) != 0) {
+            st = spin_held(w, deadline, err);
+        }
+        if (st == TW_WANT_READ && deadline == TW_FOREVER && !waits
+            && !is_closing(w)) {
+            st = fill_small_held(w, true, err);
+        }
+        if (st != TW_WANT_READ) {
+            return st;
+        }
         st = wait_for(w, w->fd, false, deadline, waits ? SLICE : -1, err);
         if (st != TW_DONE) {
             return st;
@@ -444,7 +530,7 @@ static enum tw_status flush_last(struct tw_wire *w, int64_t deadline,
         return TW_DONE;
     }
     st = flush_held(w, deadline, err);
-    release_writer(w);
+    (void)release_writer(w);
     return st;
 }
 
@@ -575,12 +661,14 @@ enum tw_status tw_wire_recv(struct tw_wire *w, uint8_t *dst, size_t cap,
 }
 
 /*
- * A write found the session in a renegotiation: bring it on with bytes of
+ * A writer found the session in a renegotiation: bring it on with bytes of
  * the peer. If somebody is reading, he does it; he may want to send for it,
- * so `writer`, which the caller holds, is free during the nap.
+ * so `writer` is free during the nap. On return the caller holds it again,
+ * save where *held is false: then an error kept it from him.
  */
 static enum tw_status renegotiate(struct tw_wire *w, int64_t *nap,
-                                  int64_t deadline, struct tw_error *err)
+                                  int64_t deadline, bool *held,
+                                  struct tw_error *err)
 {
     enum tw_status st;
 
@@ -602,19 +690,19 @@ static enum tw_status renegotiate(struct tw_wire *w, int64_t *nap,
     if (deadline == TW_NO_WAIT) {
         return TW_WANT_READ;
     }
-    tw_lock_release(&w->writer);
+    (void)release_writer(w);
+    *held = false;
     st = doze(w, nap, deadline, err);
-    while (!tw_lock_try(&w->writer)) {
-        int64_t short_nap = NAP_MIN;
-
-        (void)doze(w, &short_nap, TW_FOREVER, NULL);
+    if (st == TW_DONE) {
+        st = take_turn(w, &w->writer, deadline, TW_WANT_WRITE, err);
+        *held = st == TW_DONE;
     }
     return st;
 }
 
 static enum tw_status send_held(struct tw_wire *w, const uint8_t *src,
                                 size_t len, size_t *n, int64_t deadline,
-                                struct tw_error *err)
+                                bool *held, struct tw_error *err)
 {
     int64_t nap = NAP_MIN;
     bool first = true; /* len 0 still learns the session's state */
@@ -650,7 +738,7 @@ static enum tw_status send_held(struct tw_wire *w, const uint8_t *src,
             if (out != TW_DONE) {
                 return out;
             }
-            st = renegotiate(w, &nap, deadline, err);
+            st = renegotiate(w, &nap, deadline, held, err);
             if (st != TW_DONE) {
                 return st;
             }
@@ -673,8 +761,12 @@ enum tw_status tw_wire_send(struct tw_wire *w, const uint8_t *src,
     }
     st = take_turn(w, &w->writer, deadline, TW_WANT_WRITE, err);
     if (st == TW_DONE) {
-        st = send_held(w, src, len, n, deadline, err);
-        release_writer(w);
+        bool held = true;
+
+        st = send_held(w, src, len, n, deadline, &held, err);
+        if (held) {
+            (void)release_writer(w);
+        }
     }
     leave(w);
     if (deadline == TW_NO_WAIT && *n != 0) {
@@ -702,12 +794,34 @@ enum tw_status tw_wire_flush(struct tw_wire *w, int64_t deadline,
 
 /* --- ends --- */
 
-/* FIN, once. A socket that is gone already has none to send. */
-static void send_fin_held(struct tw_wire *w)
+/*
+ * close_notify and whatever waits before it to the system, then FIN. In a
+ * renegotiation nothing else is encrypted: that is brought to its end first
+ * (RFC 5246, 7.2.1 wants the one before the other). *held as renegotiate's.
+ */
+static enum tw_status end_held(struct tw_wire *w, int64_t deadline,
+                               bool *held, struct tw_error *err)
 {
-    if (!w->fin) {
-        w->fin = true;
-        (void)tw_socket_shutdown(w->fd, false, true);
+    int64_t nap = NAP_MIN;
+    enum tw_status st;
+
+    st = tw_session_shutdown(w->session, err);
+    if (st < 0) {
+        (void)flush_held(w, TW_NO_WAIT, NULL);
+        return st;
+    }
+    for (;;) {
+        bool later = tw_session_close_waits(w->session);
+
+        w->ending = !later;
+        st = flush_held(w, deadline, err);
+        if (st != TW_DONE || !later) {
+            return st;
+        }
+        st = renegotiate(w, &nap, deadline, held, err);
+        if (st != TW_DONE) {
+            return st;
+        }
     }
 }
 
@@ -721,16 +835,12 @@ enum tw_status tw_wire_shutdown_write(struct tw_wire *w, int64_t deadline,
     }
     st = take_turn(w, &w->writer, deadline, TW_WANT_WRITE, err);
     if (st == TW_DONE) {
-        st = tw_session_shutdown(w->session, err);
-        if (st >= 0) {
-            st = flush_held(w, deadline, err);
-        } else {
-            (void)flush_held(w, TW_NO_WAIT, NULL);
+        bool held = true;
+
+        st = end_held(w, deadline, &held, err);
+        if (held) {
+            (void)release_writer(w);
         }
-        if (st == TW_DONE) {
-            send_fin_held(w);
-        }
-        release_writer(w);
     }
     leave(w);
     return st;
@@ -786,20 +896,20 @@ static void say_goodbye(struct tw_wire *w, int64_t deadline)
        wait comes in slices (Windows) each ends like that. */
     do {
         st = take_turn(w, &w->writer, deadline, TW_WANT_WRITE, NULL);
+        if (st == TW_DONE) {
+            bool held = true;
+
+            if (tw_session_state(w->session) == TW_OPEN) {
+                st = end_held(w, deadline, &held, NULL);
+            } else {
+                w->ending = true;
+                st = flush_held(w, deadline, NULL);
+            }
+            if (held) {
+                tw_lock_release(&w->writer);
+            }
+        }
     } while (st == TW_E_INTERRUPTED && deadline != TW_FOREVER);
-    if (st != TW_DONE) {
-        return;
-    }
-    if (tw_session_state(w->session) == TW_OPEN) {
-        (void)tw_session_shutdown(w->session, NULL);
-    }
-    do {
-        st = flush_held(w, deadline, NULL);
-    } while (st == TW_E_INTERRUPTED && deadline != TW_FOREVER);
-    if (st == TW_DONE) {
-        send_fin_held(w);
-    }
-    tw_lock_release(&w->writer);
     if (st != TW_DONE) {
         return;
     }
@@ -817,12 +927,7 @@ static void say_goodbye(struct tw_wire *w, int64_t deadline)
    question for a PIN, and looks after his alert himself. */
 static bool is_alone(struct tw_wire *w)
 {
-    bool alone;
-
-    tw_lock_acquire(&w->state);
-    alone = w->users == 1;
-    tw_lock_release(&w->state);
-    return alone;
+    return (tw_count_get(&w->gate) & ~CLOSING) == USER;
 }
 
 void tw_wire_close(struct tw_wire *w, int64_t deadline, bool graceful)
@@ -836,14 +941,11 @@ void tw_wire_close(struct tw_wire *w, int64_t deadline, bool graceful)
                && tw_session_state(w->session) == TW_FAILED) {
         (void)nudge(w);
     }
-    tw_lock_acquire(&w->state);
-    w->closing = true;
-    if (w->users > 1) {
+    if ((tw_count_or(&w->gate, CLOSING) & ~CLOSING) != USER) {
         /* Wakes who waits. Not done without need: in a forked child it
            would end the parent's connection too. */
         (void)tw_socket_shutdown(w->fd, true, true);
     }
-    tw_lock_release(&w->state);
     leave(w);
 }
 
@@ -908,7 +1010,9 @@ struct tw_wire *tw_wire_new(struct tw_session *session, tw_socket fd,
     w->chunk = READ_MIN;
     tw_lock_init(&w->reader);
     tw_lock_init(&w->writer);
-    tw_lock_init(&w->state);
+    tw_count_init(&w->gate, 0);
+    tw_count_init(&w->more, 0);
+    tw_count_init(&w->spin, 0);
     return w;
 }
 
@@ -921,7 +1025,6 @@ void tw_wire_free(struct tw_wire *w)
     tw_session_free(w->session);
     tw_lock_fini(&w->reader);
     tw_lock_fini(&w->writer);
-    tw_lock_fini(&w->state);
     free(w);
 }
 
@@ -932,10 +1035,10 @@ struct tw_session *tw_wire_session(struct tw_wire *w)
 
 tw_socket tw_wire_fd(struct tw_wire *w)
 {
-    tw_socket fd;
+    return is_closing(w) ? TW_NO_SOCKET : w->fd;
+}
 
-    tw_lock_acquire(&w->state);
-    fd = w->closing ? TW_NO_SOCKET : w->fd;
-    tw_lock_release(&w->state);
-    return fd;
+void tw_wire_set_spin(struct tw_wire *w, bool on)
+{
+    tw_count_set(&w->spin, on ? (long)SPIN_MAX : 0);
 }

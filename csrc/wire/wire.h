@@ -1,8 +1,8 @@
 /*
  * struct tw_wire: a session and a native socket, driven together.
  *
- * The only floor that waits. The socket is always non-blocking underneath;
- * a call waits with poll() until its deadline. Many records go with one
+ * The only floor that waits: with poll() until its deadline, or, for the
+ * peer's bytes and without one, in recv() itself. Many records go with one
  * system call in either direction. One reader and one writer may be in a
  * wire at once; each direction has an order lock, so two readers take
  * turns. No lock is held across a system call that waits, save the order
@@ -25,8 +25,9 @@ struct tw_wire;
 
 int64_t tw_clock_ns(void); /* monotonic */
 
-/* Takes over both; on failure (NULL, *err) neither. fd is made
-   non-blocking and not inheritable. */
+/* Takes over both; on failure (NULL, *err) neither. fd is made not
+   inheritable, and blocking where each call can say that it does not wait;
+   who else uses it may change that. */
 struct tw_wire *tw_wire_new(struct tw_session *, tw_socket fd,
                             struct tw_error *err);
 void tw_wire_free(struct tw_wire *); /* closes what is open */
@@ -58,5 +59,8 @@ enum tw_status tw_wire_shutdown_write(struct tw_wire *, int64_t deadline,
 void tw_wire_close(struct tw_wire *, int64_t deadline, bool graceful);
 /* Is something to read now, without waiting and without consuming? */
 bool tw_wire_readable(struct tw_wire *);
+/* Whether a receiver that has to wait spins for the peer's bytes for a
+   while (at most 50 us, less where that was in vain) before it sleeps. */
+void tw_wire_set_spin(struct tw_wire *, bool on);
 
 #endif
