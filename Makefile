@@ -22,7 +22,7 @@ STAMPS := $(VENV)/.stamps
 EXT_FILES := $(wildcard tests/native/ext/*.[ch] tests/native/sdk/*.[ch]) tests/native/setup.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint native bench interop stress sanitized sanitize leaks valgrind clean windows \
+.PHONY: help demo test lint native bench interop stress sanitized sanitize leaks valgrind coverage clean windows \
 	windows-quick fuzz bootstrap bootstrap-test wheel bench-wheel
 
 help:
@@ -37,6 +37,7 @@ help:
 	@echo 'make sanitize  the tests with $(SANITIZERS)'
 	@echo 'make leaks     the C floors under LeakSanitizer'
 	@echo 'make valgrind  the C unit programs under valgrind'
+	@echo 'make coverage  lines and branches of the Windows engine and the session machine (gcov)'
 	@echo 'make wheel     sdist and wheel, repaired, audited, tested on each Python'
 	@echo 'make clean     remove what was built'
 	@echo 'make fuzz      FUZZ_CASES=$(FUZZ_CASES) records against the SSL object, then'
@@ -161,6 +162,11 @@ valgrind: bootstrap-test
 		TW_ALLOC_STRIDE=199 valgrind -q --leak-check=full --errors-for-leak-kinds=definite \
 			--error-exitcode=9 $$program || exit 1; \
 	done
+
+# What the scripted tests run of the Windows engine and of the session
+# machine, and what they do not: tests/windows_matrix.md has the reasons.
+coverage: bootstrap-test $(STAMPS)/native
+	$(VPY) scripts/coverage-native
 
 # The released files, and the tests against them: WHEEL_PYTHONS, those there are.
 WHEEL_PYTHONS ?= $(shell for v in 3.11 3.12 3.13 3.14; do \

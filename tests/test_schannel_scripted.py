@@ -336,6 +336,7 @@ def test_what_is_wrong_with_the_key_is_said_first(name: str, trouble: int, remed
     error = refused(SERVER, certs, code=FAILURES[name])
     assert (error["status"], error["code"]) == (E_TLS, trouble)
     assert remedy in error["detail"]
+    assert refused(SERVER, [certs[1], certs[0]], code=FAILURES[name])["code"] == trouble
 
 
 def test_the_second_identity_is_refused() -> None:
@@ -609,6 +610,17 @@ def test_facts_that_cannot_be_told(code: int) -> None:
     play.done()
 
 
+def test_an_answer_about_nothing_is_no_fact() -> None:
+    """Wine has one as soon as there is a context."""
+    play = Play(t)
+    play.add("step", CONTINUE, token=HELLO, remote=False)
+    play.add("query", OK, attribute=sspi.ATTR_CONNECTION_INFO, token=connection(0))
+    play.session.handshake()
+    facts = play.facts()
+    assert (facts["facts"], facts["protocol"]) == (E_STATE, 0)
+    play.done()
+
+
 # --- channel bindings ---------------------------------------------------------------------
 
 
@@ -695,11 +707,15 @@ def test_keying_material_has_bounds(label: str, context: bytes, room: int) -> No
     play.done()
 
 
-@pytest.mark.parametrize("data", [None, b"", b"short", b"longer than it"])
-def test_keying_material_of_another_length_is_the_engines_fault(data: bytes | None) -> None:
+@pytest.mark.parametrize(
+    ("data", "room"), [(None, 8), (None, 0), (b"", 8), (b"short", 8), (b"longer than it", 8)]
+)
+def test_keying_material_of_another_length_is_the_engines_fault(
+    data: bytes | None, room: int
+) -> None:
     play = opened(protocol=TLS13)
     play.add("query", OK, attribute=ATTR_MATERIAL, data=data)
-    assert play.session.binding(EXPORTER, "x", None, 8) == (E_STATE, b"")
+    assert play.session.binding(EXPORTER, "x", None, room) == (E_STATE, b"")
     assert play.session.last()["code"] == sspi.INTERNAL
     play.done()
 
@@ -898,6 +914,24 @@ def test_the_chosen_certificates_window_is_told_before_its_step() -> None:
     assert play.session.handshake() == DONE
     assert [c[0] for c in play.calls("step", "set")] == ["step", "step", "set", "step"]
     play.done()
+
+
+@by_fatal
+def test_the_chosen_certificates_window_is_not_taken(code: int) -> None:
+    play = Play(t, ask_certificate=True)
+    play.add("step", CONTINUE, token=HELLO, remote=False)
+    play.add("step", LACKING, input=ANSWER, remote=CERT)
+    play.add("set", code, attribute=ATTR_UI_INFO)
+    play.session.handshake()
+    play.session.feed(ANSWER)
+    assert play.session.handshake() == WANT_CERTIFICATE
+    chosen = play.credentials(CLIENT, [b"dns=me"], window=WINDOW)
+    assert play.session.set_certificate(chosen) == E_UNSUPPORTED
+    del chosen
+    assert (play.state, play.error["code"]) == (FAILED, code)
+    script = play.script
+    del play
+    assert script.left() == 0 and script.alive() == (0, 0, 0, 0)
 
 
 @by_fatal

@@ -111,10 +111,13 @@ def no_memory_left(engine: str) -> Iterator[None]:
     assert t.allocations()[1] == before
 
 
-def open_client(*, sizes: Any = None, remote: bytes | None = CERT, **options: Any) -> Play:
+def open_client(
+    *, sizes: Any = None, protocol: int = 0, remote: bytes | None = CERT, **options: Any
+) -> Play:
     """An OPEN client whose output was taken."""
     play = Play(**options)
-    world = {"sizes": sizes} if sizes else {}
+    world: dict[str, Any] = {"sizes": sizes} if sizes else {}
+    world |= {"protocol": protocol} if protocol else {}
     play.add("step", CONTINUE, context=0, token=HELLO, remote=False)
     play.add("step", OK, context=1, input=ANSWER, token=FINISHED, remote=remote, **world)
     assert play.session.handshake() == WANT_READ
@@ -1178,6 +1181,115 @@ def test_a_renegotiation_that_needs_more_bytes() -> None:
     play.done()
 
 
+def renegotiating(**world: Any) -> Play:
+    """OPEN, and in a renegotiation that waits for the peer."""
+    play = open_client(**world)
+    play.add("decrypt", RENEGOTIATE)
+    play.add("step", CONTINUE, no_input=True, token=b"hello again")
+    play.session.feed(R)
+    assert play.session.read(10) == (WANT_READ, b"")
+    assert play.take() == b"hello again"
+    return play
+
+
+def test_the_handshake_brings_a_renegotiation_on() -> None:
+    """A writer that waits for its end need not read."""
+    play = renegotiating()
+    assert play.session.handshake() == WANT_READ
+    play.add("step", OK, input=ANSWER, token=b"finished again")
+    play.add("encrypt", OK)
+    play.session.feed(ANSWER)
+    assert play.session.handshake() == DONE
+    assert play.take() == b"finished again"
+    assert play.session.write(b"x") == (DONE, 1)
+    play.done()
+
+
+def test_plaintext_in_the_way_of_a_renegotiation_is_the_readers() -> None:
+    play = renegotiating(protocol=2)
+    play.add("decrypt", OK, input=R, data=b"under way")
+    play.session.feed(R)
+    for _ in range(2):
+        assert play.session.handshake() == DONE
+        assert play.facts()["pending"] == len(b"under way")
+    assert play.session.write(b"x") == (WANT_READ, 0)
+    assert play.session.read(100) == (DONE, b"under way")
+    assert play.session.handshake() == WANT_READ
+    play.done()
+
+
+def test_the_peer_closes_instead_of_renegotiating() -> None:
+    """It will not go on with it: writing does."""
+    play = renegotiating()
+    play.add("step", EXPIRED, input=ANSWER)
+    play.add("encrypt", OK)
+    play.session.feed(ANSWER)
+    assert play.session.handshake() == DONE
+    assert play.session.write(b"x") == (DONE, 1)
+    assert play.session.read(10) == (END, b"")
+    play.done()
+
+
+def test_the_stream_ends_in_a_renegotiation() -> None:
+    play = renegotiating(ragged_eof=True)
+    play.add("encrypt", OK)
+    play.session.feed_eof()
+    assert play.session.handshake() == DONE
+    assert play.session.write(b"x") == (DONE, 1)
+    play.done()
+    play = renegotiating()
+    play.session.feed_eof()
+    assert play.session.handshake() == E_TRUNCATED
+    play.done()
+
+
+def test_close_notify_waits_for_the_end_of_a_renegotiation() -> None:
+    play = renegotiating()
+    assert play.session.shutdown() == DONE
+    assert play.take() == b""
+    assert play.session.write(b"x") == (E_CLOSED, 0)
+    play.add("step", OK, input=ANSWER, token=b"finished again")
+    play.add("control", OK, attribute=1)
+    play.add("step", OK, no_input=True, token=b"close_notify")
+    play.session.feed(ANSWER)
+    assert play.session.read(10) == (WANT_READ, b"")
+    assert play.take() == b"finished againclose_notify"
+    play.done()
+
+
+def test_a_renegotiation_of_tls12_with_a_piece_of_a_record() -> None:
+    """Where data begins is not known: the engine gets what there is."""
+    play = renegotiating(protocol=2)
+    play.add("step", INCOMPLETE, input=ANSWER[:7])
+    play.add("step", OK, input=ANSWER)
+    play.session.feed(ANSWER[:7])
+    assert play.session.read(10) == (WANT_READ, b"")
+    play.session.feed(ANSWER[7:])
+    assert play.session.read(10) == (WANT_READ, b"")
+    play.done()
+
+
+def test_a_peer_that_takes_no_answers() -> None:
+    """What lies unsent beside what was written is bounded."""
+    play = open_client()
+    size, count = 200_000, 0
+    while count * size <= 512 * 1024 + 64 * 1024:
+        play.add("decrypt", RENEGOTIATE)
+        play.add("step", OK, token=bytes(size))
+        count += 1
+    play.add("decrypt", RENEGOTIATE)
+    play.add("control", OK, attribute=2)
+    play.add("step", OK, no_input=True, token=b"alert")
+    for _ in range(count):
+        play.session.feed(R)
+        assert play.session.read(10) == (WANT_READ, b"")
+    play.session.feed(R)
+    assert play.session.read(10) == (E_TLS, b"")
+    assert "takes none" in play.error["detail"]
+    assert play.take().endswith(b"alert")
+    play.done()
+
+
 def test_data_that_was_under_way_in_a_renegotiation_of_tls12() -> None:
     play = Play()
     play.add("step", OK, token=HELLO, remote=CERT, protocol=2)
@@ -1410,6 +1522,36 @@ def test_the_output_is_bounded() -> None:
     play.done()
 
 
+def test_the_output_is_filled_to_its_bound() -> None:
+    """The room that an engine's own messages might take does not count there."""
+    limit, overhead, whole = 512 * 1024, 22, 16384
+    records, rest = divmod(limit, whole + overhead)
+    play = open_client()
+    for _ in range(records + 1):
+        play.add("encrypt", OK)
+    for size in (records * whole, rest - overhead):
+        assert play.session.write(bytes(size)) == (DONE, size)
+    assert len(play.session.output()) == limit
+    play.session.consume(0)
+    assert play.session.write(b"x") == (WANT_WRITE, 0)
+    assert len(play.take()) == limit
+    play.done()
+
+
+@pytest.mark.parametrize("lent", [False, True])
+def test_no_memory_for_what_is_sealed(lent: bool) -> None:
+    play = open_client()
+    play.add("encrypt", OK)
+    assert play.session.write(b"before") == (DONE, 6)
+    if lent:
+        play.session.output()  # must stay where it is
+    t.fail_allocation(1, True)
+    status, n = play.session.write(bytes(300_000))
+    t.fail_allocation(0)
+    assert (status, n) == (E_NOMEM, 0)
+    play.done()
+
+
 def test_output_that_is_lent_out_stays_while_more_is_written() -> None:
     play = open_client()
     play.add("encrypt", OK, input=b"a" * 400)
@@ -1519,6 +1661,16 @@ def test_input_is_bounded_and_can_be_lent() -> None:
     play.done()
 
 
+def test_no_memory_for_input() -> None:
+    play = open_client()
+    t.fail_allocation(1, True)
+    assert play.session.reserve(1_000_000)[0] == E_NOMEM
+    t.fail_allocation(0)
+    assert play.session.reserve(10)[0] == DONE
+    play.session.commit(b"")
+    play.done()
+
+
 def test_leftover_is_taken_out_behind_the_plaintext() -> None:
     play = open_client()
     play.add("decrypt", OK, data=b"plain", extra=7)
@@ -1565,6 +1717,25 @@ def test_certificates_of_the_same_names_share_a_handle(engine: str) -> None:
     assert counts == [2, 1, 1, 1, 1, 1]
     del credentials
     assert script.alive() == (0, 0, 0, 0)
+
+
+def test_each_allocation_of_several_identities_refused() -> None:
+    certs = [b"dns=" + letter * 100 + b"\nip=10.0.0.1\nkey_algorithm=EC" for letter in (b"a", b"b")]
+    errors = 0
+    for number in range(1, 100):
+        script = t.Script()
+        t.fail_allocation(number)
+        try:
+            t.Credentials(script, SERVER, certs)
+        except RuntimeError as error:
+            assert error.args[0]["status"] == E_NOMEM
+            errors += 1
+        made = t.allocations()[0]
+        t.fail_allocation(0)
+        assert script.alive() == (0, 0, 0, 0)
+        if made < number:
+            break
+    assert errors > 5
 
 
 def test_credentials_that_cannot_be_acquired() -> None:
@@ -1854,7 +2025,9 @@ def test_writing_straight_into_the_output() -> None:
 @OWN_PROVIDER
 def test_sealing_from_memory_to_memory() -> None:
     play = open_client()
-    assert play.session.sizes(16385, b"") == (16385 + 2 * 22, 0)
+    sealed, content, exactly, bound = play.session.sizes(16385, b"")
+    assert (sealed, content, exactly) == (16385 + 2 * 22, 0, True)
+    assert bound >= sealed + len(play.session.output())
     play.add("seal", OK, input=b"data", token=b"sealed")
     assert play.session.convert(False, b"data", 100) == (DONE, 4, b"sealed")
     # waiting output goes first, so nothing is sealed past it
@@ -1889,6 +2062,34 @@ def test_opening_from_memory_to_memory() -> None:
     play.add("open", FAILURES["SEC_E_UNSUPPORTED_FUNCTION"])
     assert play.session.convert(True, R, 100) == (DONE, 0, b"")
     assert play.script.left() == 1
+
+
+@OWN_PROVIDER
+def test_an_engine_that_seals_nothing_is_at_fault() -> None:
+    """EncryptMessage would pass by what it has to send first."""
+    play = open_client()
+    play.add("seal", OK, header=0, token=b"")
+    assert play.session.write(b"data") == (E_TLS, 0)
+    assert play.error["code"] == INTERNAL
+    script = play.script
+    del play
+    assert script.alive() == (0, 0, 0, 0)
+
+
+def test_what_a_started_record_may_hold() -> None:
+    play = open_client()
+    play.session.feed(R[:3])
+    assert play.session.sizes(0, R[3:] + R)[1] >= 2 * (len(R) - 22)
+    script = play.script
+    del play
+    assert script.alive() == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize(("block", "exactly"), [(0, True), (1, True), (16, False)])
+def test_sizes_are_exact_where_nothing_is_padded(block: int, exactly: bool) -> None:
+    play = open_client(sizes=(5, 64, 16384, block))
+    assert play.session.sizes(10, b"")[2] == exactly
+    play.done()
 
 
 @OWN_PROVIDER

@@ -152,11 +152,13 @@ static bool sizes_from(PyObject *arg, struct tw_script_entry *e)
     unsigned long header;
     unsigned long trailer;
     unsigned long maximum;
+    unsigned long block = 1;
 
     if (arg == NULL || arg == Py_None) {
         return true;
     }
-    if (!PyArg_ParseTuple(arg, "kkk", &header, &trailer, &maximum)) {
+    if (!PyArg_ParseTuple(arg, "kkk|k", &header, &trailer, &maximum,
+                          &block)) {
         return false;
     }
     e->set |= TW_WORLD_SIZES;
@@ -164,6 +166,7 @@ static bool sizes_from(PyObject *arg, struct tw_script_entry *e)
     e->sizes.cbTrailer = (ULONG)trailer;
     e->sizes.cbMaximumMessage = (ULONG)maximum;
     e->sizes.cBuffers = 4;
+    e->sizes.cbBlockSize = (ULONG)block;
     return true;
 }
 
@@ -740,7 +743,8 @@ static PyObject *session_convert(PyObject *self, PyObject *args)
     return answer;
 }
 
-/* sizes(n, data) -> (sealed size of n bytes, content size of data) */
+/* sizes(n, data) -> (sealed size of n bytes, content size of data, whether
+   the first is exact, what a caller needs room for) */
 static PyObject *session_sizes(PyObject *self, PyObject *args)
 {
     Py_ssize_t n;
@@ -751,10 +755,12 @@ static PyObject *session_sizes(PyObject *self, PyObject *args)
         return NULL;
     }
     return Py_BuildValue(
-        "(nn)",
+        "(nnOn)",
         (Py_ssize_t)tw_session_sealed_size(of(self, NULL), (size_t)n),
         (Py_ssize_t)tw_session_content_size(
-            of(self, NULL), (const uint8_t *)data, (size_t)len));
+            of(self, NULL), (const uint8_t *)data, (size_t)len),
+        tw_session_sealed_exactly(of(self, NULL)) ? Py_True : Py_False,
+        (Py_ssize_t)tw_session_sealed_bound(of(self, NULL), (size_t)n));
 }
 
 static PyObject *session_ragged(PyObject *self, PyObject *arg)
