@@ -95,6 +95,45 @@ def test_the_peer_refused(pki: Pki) -> None:
     assert caught.value.name == "SEC_E_WRONG_PRINCIPAL"
 
 
+@pytest.mark.real_windows(elsewhere=True)
+@VERSIONS
+def test_nobody_is_asked_for_a_stranger(pki: Pki, version: str) -> None:
+    """The certificate goes along once the server is verified, and not before."""
+    order: list[str] = []
+    credentials = asking(pki, identity=pki.client, protocols=f"tls{version}")
+    chooser = credentials.config.clientcertificate
+
+    def choose(context: Any, issuers: Any) -> Any:
+        order.append("asked")
+        return chooser(context, issuers)
+
+    def verify(verdict: bool) -> Any:
+        def verifier(channel: Any, context: Any) -> bool:
+            order.append("verified")
+            return verdict
+
+        return verifier
+
+    seen = []
+
+    def see(channel: Any, context: Any) -> bool:
+        seen.append(tls.sspi_remote_cert(context).der())
+        return True
+
+    credentials.config = credentials.config._replace(clientcertificate=choose)
+    asks = {"requestclientcert": True, "verifier": see}
+    good = {"credentials": credentials, "verifier": verify(True)}
+    with tls_pair(pki, client=good, server=asks) as (client, server):
+        client.sendall(b"x")
+        assert server.recv(1) == b"x"
+    assert order == ["verified", "asked"] and seen == [pki.client.leaf_der]
+    order.clear()
+    with pytest.raises(tls.TLSError):
+        with tls_pair(pki, client={**good, "verifier": verify(False)}, server=asks):
+            pass
+    assert order == ["verified"] and len(seen) == 1
+
+
 def test_the_timeout_holds(pki: Pki, asked: tuple[Question, Work]) -> None:
     question, _ = asked
     question._sock.settimeout(0.3)

@@ -189,7 +189,8 @@ def sspi_schannel_credentials(
     the questions belong to, 0 for none. The negotiation then runs in a
     thread of its own, so that timeouts hold and an event loop goes on while
     a question is open; one that is not answered in time stays on the screen
-    until it is. A window is Schannel's only.
+    until it is. The certificate is shown once the server is verified, so
+    that nobody is asked for a stranger. A window is Schannel's only.
 
     TypeError and ValueError for what cannot be honoured.
     """
@@ -349,9 +350,25 @@ def sspi_acquire_credentials(
         raise ValueError("parent_window is for clients: a server's key must ask nobody")
     if side == "server" and not config.certificates:
         raise ValueError("server credentials need a certificate with a private key")
-    native = _native.Credentials(
+    if _SENDS_WHAT_IS_FOUND and not config.install_intermediates:
+        _warn_of_missing_issuers(config)
+    certificates = config.certificates
+    asks = side == "client" and config.parent_window is not None
+    if asks and certificates and config.clientcertificate is None:
+        # Shown once the server asks, which is after it was verified: nobody
+        # is to enter a PIN for a stranger.
+        shown = Credentials(_acquire(config, side, certificates), config, side)
+        config = config._replace(clientcertificate=lambda context, issuers: shown)
+        certificates = ()
+    return Credentials(_acquire(config, side, certificates), config, side)
+
+
+def _acquire(
+    config: CredentialsConfig, side: Role, certificates: tuple[Certificate, ...]
+) -> _native.Credentials:
+    return _native.Credentials(
         side,
-        certificates=[cert.native for cert in config.certificates],
+        certificates=[cert.native for cert in certificates],
         chain=None if config.chain is None else config.chain.native,
         roots=None if config.rootstore is None or side == "client" else config.rootstore.native,
         protocols=config.protocols,
@@ -365,9 +382,6 @@ def sspi_acquire_credentials(
         install_chain=config.install_intermediates,
         window=config.parent_window or 0,
     )
-    if _SENDS_WHAT_IS_FOUND and not config.install_intermediates:
-        _warn_of_missing_issuers(config)
-    return Credentials(native, config, side)
 
 
 def _warn_of_missing_issuers(config: CredentialsConfig) -> None:
