@@ -429,6 +429,7 @@ static void ask_policy(struct trial *t)
 /* An engine that trusts these anchors alone. */
 static bool make_engine(struct trial *t, HCERTSTORE anchors)
 {
+    HCERTSTORE stores[] = {t->extra, anchors};
     CERT_CHAIN_ENGINE_CONFIG config;
     HCERTCHAINENGINE made = NULL;
 
@@ -438,10 +439,10 @@ static bool make_engine(struct trial *t, HCERTSTORE anchors)
                          ? CERT_CHAIN_USE_LOCAL_MACHINE_STORE
                          : 0;
     config.hExclusiveRoot = anchors;
-    /* Given to the engine as well as to the chain: Wine looks for CRLs in
-       the engine's stores only. */
-    config.cAdditionalStore = 1;
-    config.rghAdditionalStore = &t->extra;
+    /* For the CRLs among them, on every system: Wine looks for these in
+       the engine's own stores only. */
+    config.cAdditionalStore = 2;
+    config.rghAdditionalStore = stores;
     config.dwExclusiveFlags = CERT_CHAIN_EXCLUSIVE_ENABLE_CA_FLAG;
     if (!CertCreateCertificateChainEngine(&config, &made)) {
         config.cbSize = offsetof(CERT_CHAIN_ENGINE_CONFIG, dwExclusiveFlags);
