@@ -229,15 +229,20 @@ def receive_run(engine: Engine, amount: int, ours: Ours, cpu: list[float] | None
     return amount / (ended - began) / MB
 
 
-def echo_run(engine: Engine, size: int, seconds: float) -> float:
-    """Round trips per second, both processes on one CPU."""
+def echo_run(engine: Engine, size: int, seconds: float, cpus: int = 1, spin: bool = False) -> float:
+    """Round trips per second, both processes on one CPU, or each on its own.
+
+    spin: ours, and at both ends.
+    """
     one, other = connected_pair()
     before = affinity()
 
     def echo(say: Callable[[Any], None], hear: Callable[[], Any]) -> None:
         one.close()
-        pin(0)
-        end = engine.server(other)
+        pin(cpus - 1)
+        end: Any = engine.server(other)
+        if spin:
+            end.configure(spin=True)
         say("ready")
         recv, sendall = end.recv, end.sendall
         while data := recv(size):
@@ -247,7 +252,9 @@ def echo_run(engine: Engine, size: int, seconds: float) -> float:
     other.close()
     pin(0)
     try:
-        stream = engine.client(one)
+        stream: Any = engine.client(one)
+        if spin:
+            stream.configure(spin=True)
         partner.hear()
         data = bytes(size)
         recv, sendall = stream.recv, stream.sendall
@@ -467,6 +474,15 @@ def rows(ours: Ours, peer: Ssl, quick: bool, wanted: Callable[[str], bool]) -> l
         Row("echo 64 B, one core", "ssl sockets", sockets, "1/s", 1.4),
         lambda engine: echo_run(engine, 64, seconds),
     )
+    if len(affinity() or {}) > 1:
+        add(
+            Row("echo 64 B, two cores", "ssl sockets", sockets, "1/s", None),
+            lambda engine: echo_run(engine, 64, seconds, 2),
+        )
+        add(
+            Row("echo 64 B, two cores, ours spinning", "ssl sockets", sockets, "1/s", None),
+            lambda engine: echo_run(engine, 64, seconds, 2, isinstance(engine, Ours)),
+        )
     for size, name, bar in ((64, "64 B", 1.8), (16384, "16 KiB", 1.6)):
         add(
             Row(f"epoll server, 200 connections, {name}", "ssl + epoll", sockets, "1/CPU s", bar),

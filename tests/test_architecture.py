@@ -208,6 +208,7 @@ LEVELS = {
     "starttls_dialogues": 2,
     "progress": 2,
     "pool": 2,
+    "gather": 2,
     "transport": 2,
     "certs": 3,
     "verify": 4,

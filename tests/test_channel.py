@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import hashlib
@@ -15,6 +16,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import peers
@@ -65,6 +67,170 @@ def test_send_and_recv(pair: tuple[Any, Any]) -> None:
     assert here.recv_into(buffer, 3) == 3
     assert here.recv_into(memoryview(buffer)[3:]) == 1
     assert buffer == b"cdef" + bytes(6)
+
+
+def test_sendmsg_of_many_sizes(pair: tuple[Any, Any]) -> None:
+    """All of it, in order, whatever the sizes; nothing is a number as well."""
+    here, there = pair
+    parts: list[Any] = [b"", b"a", bytearray(b"bc" * 5000), bytes(300_000), b"end"]
+    parts += [bytes([i % 251]) * 7 for i in range(10_000)]
+    whole = b"".join(parts)
+    reading = Work(there.read, len(whole))
+    assert here.sendmsg(parts) == len(whole)
+    assert hashlib.sha256(reading.result()).digest() == hashlib.sha256(whole).digest()
+    assert here.sendmsg([]) == here.sendmsg([b""]) == 0
+    here.configure(buffering="full")
+    here.write(b"written, ")
+    assert here.sendmsg(iter([memoryview(b"then"), b" sent"])) == 9
+    assert there.read(18) == b"written, then sent"
+
+
+def test_sendmsg_fills_records(pki: Pki) -> None:
+    """A hundred small buffers are two records, not a hundred."""
+    seen: list[bytes] = []
+
+    def handler(connection: ssl.SSLSocket) -> None:
+        seen.append(connection.recv(1 << 20))  # gives one record at most
+        seen.append(connection.recv(1 << 20))
+        connection.unwrap()
+
+    with (
+        peers.ssl_server(pki.server, handler) as server,
+        connect(server.port, pki) as channel,
+    ):
+        assert channel.sendmsg([bytes(200)] * 100) == 20_000
+        assert channel.recv(1) == b""
+        assert [len(part) for part in seen] == [16384, 20_000 - 16384]
+
+
+def test_sendmsg_that_does_not_wait(pair: tuple[Any, Any]) -> None:
+    here, there = pair
+    here.setblocking(False)
+    sent = 0
+    with pytest.raises(BlockingIOError):
+        while True:
+            n = here.sendmsg([bytes(100_000), bytes(300_000)])
+            assert 0 < n <= 400_000
+            sent += n
+    there.settimeout(LIMIT)
+    reading = Work(there.read, sent)
+    end = time.monotonic() + LIMIT
+    while here.pending("output") and time.monotonic() < end:
+        selector_wait(here)
+        with contextlib.suppress(BlockingIOError):
+            here.flush()
+    assert reading.result() == bytes(sent)
+
+
+def selector_wait(channel: Any) -> None:
+    """Until the descriptor takes more."""
+    with selectors.DefaultSelector() as selector:
+        selector.register(channel.fileno(), selectors.EVENT_WRITE)
+        selector.select(LIMIT)
+
+
+@pytest.mark.parametrize("count", [None, 1, 16384, 250_000, 1 << 30])
+@pytest.mark.parametrize("offset", [0, 5, 400_000])
+def test_sendfile(ends: tuple[Any, Any], tmp_path: Path, offset: int, count: int | None) -> None:
+    here, there = ends
+    data = random.Random(7).randbytes(300_000)
+    path = tmp_path / "file"
+    path.write_bytes(data)
+    wanted = data[offset:] if count is None else data[offset : offset + count]
+    reading = Work(there.read)
+    with path.open("rb") as file:
+        assert here.sendfile(file, offset, count) == len(wanted)
+        assert file.tell() == offset + len(wanted)
+    here.shutdown(socket.SHUT_WR)
+    assert reading.result() == wanted
+
+
+def test_sendfile_of_what_is_no_file(pair: tuple[Any, Any]) -> None:
+    """Anything with read; behind what was written before it."""
+    here, there = pair
+
+    class Source:
+        left = (b"abc", b"", b"never")
+
+        def read(self, n: int) -> bytes:
+            data, *self.left = self.left  # type: ignore[assignment]
+            return data[:n]
+
+    here.configure(buffering="full")
+    here.write(b"first ")
+    assert here.sendfile(Source()) == 3
+    assert here.sendfile(io.BytesIO(b"xdefx"), 1, 3) == 3
+    assert there.read(12) == b"first abcdef"
+
+
+def test_sendfile_refuses_as_a_socket_does(pair: tuple[Any, Any], tmp_path: Path) -> None:
+    here, _ = pair
+    path = tmp_path / "file"
+    path.write_bytes(b"data")
+    with path.open("rb") as file:
+        for count in (0, -1):
+            with pytest.raises(ValueError, match="positive"):
+                here.sendfile(file, 0, count)
+        with pytest.raises(TypeError, match="positive"):
+            here.sendfile(file, 0, 2.5)
+        here.setblocking(False)
+        with pytest.raises(ValueError, match="non-blocking"):
+            here.sendfile(file)
+        here.settimeout(LIMIT)
+        assert file.tell() == 0
+        here.shutdown(socket.SHUT_WR)
+        with pytest.raises(BrokenPipeError):
+            here.sendfile(file)
+        with pytest.raises(BrokenPipeError):
+            here.sendmsg([b"data"])
+    with path.open() as text, pytest.raises(ValueError, match="binary"):
+        here.sendfile(text)
+
+
+def test_sendfile_that_times_out_says_where_it_stands(
+    pair: tuple[Any, Any], tmp_path: Path
+) -> None:
+    """The position is behind what was taken; the peer gets just that."""
+    here, there = pair
+    data = random.Random(8).randbytes(30_000_000)
+    path = tmp_path / "file"
+    path.write_bytes(data)
+    here.settimeout(0.2)
+    with path.open("rb") as file:
+        with pytest.raises(TimeoutError):
+            here.sendfile(file)
+        sent = file.tell()
+    assert 0 < sent < len(data)
+    reading = Work(there.read)
+    here.settimeout(LIMIT)
+    here.close()
+    assert reading.result() == data[:sent]
+
+
+def test_spinning_reads_lose_nothing(pair: tuple[Any, Any]) -> None:
+    """Turns short and long, with a deadline and without, and an end."""
+    here, there = pair
+    here.configure(spin=True)
+    there.configure(spin=True)
+    assert here.cget("spin") is True
+    for timeout in (LIMIT, None):
+        here.settimeout(timeout)
+
+        def echo() -> None:
+            for _ in range(200):
+                there.sendall(there.recv(100))
+
+        echoing = Work(echo)
+        for number in range(200):
+            here.sendall(b"%d" % number)
+            assert here.recv(100) == b"%d" % number
+        echoing.result()
+    here.settimeout(0.05)
+    with pytest.raises(TimeoutError):
+        here.recv(1)
+    here.settimeout(LIMIT)
+    there.shutdown(socket.SHUT_WR)
+    assert here.recv(1) == b""
 
 
 def test_recv_takes_what_is_there_and_waits_only_for_nothing(pair: tuple[Any, Any]) -> None:
@@ -574,6 +740,7 @@ DEFAULTS = {
     "eofchar": "",
     "translation": "binary",
     "ragged_eof": "error",
+    "spin": False,
     "connecting": False,
     "error": None,
 }
@@ -604,6 +771,7 @@ def test_all_options(pair: tuple[Any, Any]) -> None:
         ("keepalive", [True, False]),
         ("nodelay", [False, True]),
         ("ragged_eof", ["eof", "error"]),
+        ("spin", [True, False]),
     ],
 )
 def test_setting_options(ends: tuple[Any, Any], option: str, values: list[Any]) -> None:
@@ -638,6 +806,7 @@ def test_setting_options(ends: tuple[Any, Any], option: str, values: list[Any]) 
         ("keepalive", "on", TypeError),
         ("nodelay", None, TypeError),
         ("ragged_eof", True, ValueError),
+        ("spin", 2, TypeError),
         ("colour", "red", ValueError),
     ],
 )
@@ -752,6 +921,53 @@ def test_half_close_and_reading_on(pair: tuple[Any, Any]) -> None:
     there.close()
     assert here.read() == b"a long answer " * 10_000
     assert here.eof()
+
+
+def test_half_close_behind_what_waits(ends: tuple[Any, Any]) -> None:
+    """Non-blocking with a full socket: it waits its turn, and flush does it."""
+    here, there = ends
+    here.setblocking(False)
+    size = fill(here)
+    here.write(b"queued")
+    here.shutdown(socket.SHUT_WR)
+    with pytest.raises(BrokenPipeError):
+        here.write(b"more")
+    reading = Work(there.read)
+    end = time.monotonic() + LIMIT
+    while here.pending("output") and time.monotonic() < end:
+        selector_wait(here)
+        with contextlib.suppress(BlockingIOError):
+            here.flush()
+    here.flush()
+    data = reading.result()  # ends: close_notify and FIN are there
+    assert len(data) == size + 6
+    assert data.endswith(b"queued")
+
+
+def test_close_beside_a_writer_that_holds_on(pair: tuple[Any, Any]) -> None:
+    """What another thread kept us from sending is an error, not lost unsaid."""
+    here, _ = pair
+    here.configure(buffering="full")
+    here.write(b"waits in the buffer")
+    here.settimeout(0.2)
+    held = threading.Event()
+    done = threading.Event()
+
+    def holder() -> None:
+        with here._write_lock:
+            held.set()
+            done.wait(LIMIT)
+
+    holding = Work(holder)
+    assert held.wait(LIMIT)
+    try:
+        with pytest.raises(TimeoutError):
+            here.close()
+    finally:
+        done.set()
+    holding.result()
+    assert here.closed
+    assert here.fileno() == -1
 
 
 def test_writing_after_half_close_raises(pair: tuple[Any, Any]) -> None:

@@ -255,18 +255,20 @@ def test_half_close_of_a_closed_channel_does_nothing(pki: Pki) -> None:
 
 
 def test_half_close_before_open(pki: Pki) -> None:
-    """Blocking: negotiates first. Non-blocking: says that it would wait."""
+    """Blocking: negotiates first. Non-blocking: it waits its turn."""
     go = threading.Event()
     with serving(tls_server(pki.server, answer_one_line)) as served:
         with connect(served.port, pki, async_=True, socketcmd=held_back(go)) as channel:
             channel.setblocking(False)
-            with pytest.raises(BlockingIOError):
-                tls.tls_close(channel, "write")
-            go.set()
-            channel.settimeout(LIMIT)
             channel.write(b"line\n")
             tls.tls_close(channel, "write")
+            with pytest.raises(BrokenPipeError):
+                channel.write(b"more\n")
+            go.set()
+            channel.settimeout(LIMIT)
+            tls.tls_handshake(channel)
             assert channel.gets() == b"enil"
+            assert channel.gets() is None  # the server has seen our end
 
 
 def test_half_close_of_a_failed_channel_raises_its_error(pki: Pki) -> None:

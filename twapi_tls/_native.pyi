@@ -175,6 +175,8 @@ class Session:
     def close(self, timeout: float = 0.0, graceful: bool = True, /) -> None: ...
     def readable(self) -> bool:
         """Would recv return (data, end or error) without waiting?"""
+    def set_spin(self, flag: bool, /) -> None:
+        """Does a read that has to wait spin for up to 50 us first?"""
 
     # without a socket: bytes in, bytes out (also: any other transport)
     def feed(self, data: Buffer, /) -> None: ...

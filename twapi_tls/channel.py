@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import text
 from .background import BackgroundCopy, Linger
-from .errors import Deadline, would_block
+from .errors import Deadline, timeout_error, would_block
 from .events import ChannelEvents, require_loop, running_loop
 from .options import (
     BUFFERING,
@@ -132,7 +132,10 @@ class Channel(Streams):
         "lf", "cr", "crlf", or a pair for input and output; "binary" sets
         encoding None and no eofchar as well), eofchar ("" or one ASCII
         character, or a pair), keepalive, nodelay (bool), ragged_eof
-        ("error", "eof"). Read only: connecting, error, peername, sockname.
+        ("error", "eof"), spin (bool: a TLS channel on a socket that has to
+        wait for the peer looks for its bytes for up to 50 us before it
+        sleeps; worth it where both ends do and each has a processor).
+        Read only: connecting, error, peername, sockname.
         All values are checked before the first is set. ValueError and
         TypeError for bad ones, LookupError for an unknown encoding.
         """
@@ -187,6 +190,9 @@ class Channel(Streams):
         if name == "nodelay":
             nodelay = check_flag(name, value)
             return lambda: self._set_socket_flag(socket.IPPROTO_TCP, socket.TCP_NODELAY, nodelay)
+        if name == "spin":
+            spin = check_flag(name, value)
+            return lambda: self._set_spin(spin)
         if name == "encoding":
             text.check_encoding(value)
         elif name == "translation":
@@ -197,6 +203,9 @@ class Channel(Streams):
 
     def _set_ragged(self, ragged: str) -> None:
         self._ragged = ragged
+
+    def _set_spin(self, spin: bool) -> None:
+        self._spin = spin
 
     def _read_only(self) -> tuple[str, ...]:
         return READ_ONLY
@@ -236,6 +245,8 @@ class Channel(Streams):
             return self._get_socket_flag(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         if name == "nodelay":
             return self._get_socket_flag(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        if name == "spin":
+            return self._spin
         allowed = ", ".join(sorted((*SETTABLE, *self._read_only())))
         raise ValueError(f"bad option {name!r}: must be one of {allowed}")
 
@@ -332,19 +343,12 @@ class Channel(Streams):
 
     def _end_writing(self) -> None:
         with self._write_lock:
-            if self._write_ended:
-                return
-            deadline = Deadline(self._timeout)
-            if not self._prepare(deadline.left()):
-                raise would_block()
-            self._add_eofchar()
-            if self._queue and not self._flush_queue(deadline):
-                self._kick()
-                raise would_block()
-            self._write_ended = True
-            if not self._transport().shutdown_write(deadline.left()):
-                # The rest goes with the loop, or with the next flush.
-                self._kick()
+            if self._error is not None or not self._write_ended:
+                self._check_alive()
+            if not self._write_ended:
+                self._add_eofchar()
+                self._write_ended = self._ending = True
+            self._finish_writing(Deadline(self._timeout))
 
     def _add_eofchar(self) -> None:
         """The last byte of the output, once, however often its end is tried."""
@@ -460,7 +464,8 @@ class Channel(Streams):
         waits = self._output_waits()
         if waits and self._usable and self._write_lock.acquire(blocking=False):
             try:
-                self._flush_queue(Deadline(0))
+                if self._flush_queue(Deadline(0)):
+                    self._finish_writing(Deadline(0))
             except OSError as error:
                 # Kept for the next writer; trying again would be a busy loop.
                 self._output_error = error
@@ -518,7 +523,9 @@ class Channel(Streams):
 
     def _output_waits(self) -> bool:
         """Is there output that may yet go?"""
-        return self._output_error is None and bool(self._queue or self._transport_output())
+        return self._output_error is None and bool(
+            self._queue or self._ending or self._transport_output()
+        )
 
     # --- the end
 
@@ -564,11 +571,12 @@ class Channel(Streams):
         if self._usable and (self._queue or self._transport_output()):
             if self._timeout == 0 and self._output_error is None and self._linger():
                 return True
-            if self._write_lock.acquire(timeout=limit):
-                try:
-                    self._flush_queue(Deadline(max(end - time.monotonic(), 1e-6)))
-                finally:
-                    self._write_lock.release()
+            if not self._write_lock.acquire(timeout=limit):
+                raise timeout_error("closing the channel: another thread was writing, and it")
+            try:
+                self._flush_queue(Deadline(max(end - time.monotonic(), 1e-6)))
+            finally:
+                self._write_lock.release()
         return False
 
     def _linger(self) -> bool:

@@ -519,9 +519,9 @@ def tls_close(chan: Channel, direction: str | None = None) -> None:
     No direction: sends what was written and close_notify (best effort,
     bounded) and closes; idempotent. "write" or any abbreviation: sends what
     was written, close_notify and TCP's FIN; reading goes on; a second call
-    does nothing; BlockingIOError if the channel is non-blocking and not OPEN
-    yet. Anything else: ValueError, and nothing is closed. Source:
-    TWAPI, tls_close.
+    does nothing. If the channel is non-blocking, what has to wait (for OPEN,
+    or for room) is done by the event loop or by ``flush``. Anything else:
+    ValueError, and nothing is closed. Source: TWAPI, tls_close.
     """
     channel = _check_tls(chan)
     if direction is None:

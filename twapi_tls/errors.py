@@ -67,6 +67,17 @@ def would_block(written: int = 0) -> BlockingIOError:
     return BlockingIOError(errno.EAGAIN, "the operation would block", written)
 
 
+def written(error: OSError) -> int:
+    """How many bytes a failed send had taken: never to be given again."""
+    return int(getattr(error, "written", 0))
+
+
+def add_written(error: OSError, before: int) -> None:
+    """Bytes of the same call that earlier sends had taken."""
+    if before:
+        error.written = before + written(error)  # type: ignore[attr-defined]
+
+
 class Deadline:
     """A timeout that several waits share.
 

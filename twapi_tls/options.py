@@ -24,6 +24,7 @@ SETTABLE: Final = (
     "keepalive",
     "nodelay",
     "ragged_eof",
+    "spin",
 )
 READ_ONLY: Final = ("connecting", "error", "peername", "sockname")
 TLS_READ_ONLY: Final = ("context", "credentials", "verifier")

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 from . import text
 from ._native import TLSTruncatedError
-from .errors import Deadline, would_block
+from .errors import Deadline, add_written, would_block, written
+from .gather import blocks_of, gathered
 from .transport import CHUNK, ByteTransport
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ class Streams:
         self._eof = False
         self._blocked = False
         self._write_ended = False
+        self._ending = False  # its end is asked for, and not yet handed down
+        self._spin = False
         # What sending from the loop met: the next writer's to raise.
         self._output_error: OSError | None = None
         self._eofchar_added = False
@@ -301,14 +304,99 @@ class Streams:
                     return
             self._send_all(memoryview(data).cast("B"), Deadline(self._timeout), sent)
 
+    def sendmsg(self, buffers: Iterable[Buffer]) -> int:
+        """Sends the bytes of several buffers, one behind the other.
+
+        As ``socket.sendmsg`` without ancillary data: how many were taken, by
+        ``send``'s rules, so all of them if the channel is blocking. They
+        share records, whatever their sizes, and system calls; an error of a
+        blocking channel says in ``written`` how many were taken before it.
+        """
+        views = [memoryview(buffer).cast("B") for buffer in buffers]
+        with self._write_lock:
+            deadline = Deadline(self._timeout)
+            sent = 0
+            for piece in gathered(views):
+                try:
+                    n = self._send(piece, deadline.left())
+                except BlockingIOError:
+                    if sent:
+                        break
+                    raise
+                except OSError as error:
+                    add_written(error, sent)
+                    raise
+                sent += n
+                if n < len(piece):
+                    break
+            else:
+                if not sent:
+                    self._send(memoryview(b""), deadline.left())
+            return sent
+
+    def sendfile(self, file: BinaryIO, offset: int = 0, count: int | None = None) -> int:
+        """Sends a file up to its end, or ``count`` bytes of it; how many.
+
+        As ``socket.sendfile``: ``file`` is open in binary mode, ``offset``
+        says where to start, and its position is behind what was sent
+        afterwards, also after an error. Read block by block, never whole;
+        the timeout is for each block. ValueError on a non-blocking channel.
+        """
+        if "b" not in getattr(file, "mode", "b"):
+            raise ValueError("file should be opened in binary mode")
+        if count is not None:
+            if isinstance(count, bool) or not isinstance(count, int):
+                raise TypeError(f"count must be a positive integer (got {count!r})")
+            if count <= 0:
+                raise ValueError(f"count must be a positive integer (got {count!r})")
+        if self._timeout == 0:
+            raise ValueError("non-blocking sockets are not supported")
+        seek = getattr(file, "seek", None)
+        if offset and seek is not None:
+            seek(offset)
+        sent = 0
+        try:
+            with self._write_lock:
+                self._check_writable()
+                for block in blocks_of(file, count):
+                    try:
+                        self._send_all(block, Deadline(self._timeout))
+                    except OSError as error:
+                        sent += written(error)
+                        raise
+                    sent += len(block)
+            return sent
+        finally:
+            if sent and seek is not None:
+                seek(offset + sent)
+
     def _send_all(self, view: memoryview, deadline: Deadline, sent: int = 0) -> None:
         while True:
             try:
                 sent += self._send(view[sent:], deadline.left())
             except BlockingIOError:
                 raise would_block(sent) from None
+            except OSError as error:
+                add_written(error, sent)
+                raise
             if sent >= len(view):
                 return
+
+    def _finish_writing(self, deadline: Deadline) -> None:
+        """The end that was asked for, once all before it is gone.
+
+        The write lock is held. What would wait goes with the loop, or with
+        the next flush.
+        """
+        if self._ending and (self._usable or self._prepare(deadline.left())):
+            if self._queue and not self._flush_queue(deadline):
+                self._kick()
+                return
+            self._ending = False
+            if not self._transport().shutdown_write(deadline.left()):
+                self._kick()
+        elif self._ending:
+            self._kick()
 
     def _flush_queue(self, deadline: Deadline) -> bool:
         """Sends what was written; True once all of it is gone.
@@ -322,7 +410,7 @@ class Streams:
             try:
                 n = transport.send(chunk, deadline.left())
             except OSError as error:
-                del self._queue[: int(getattr(error, "written", 0))]
+                del self._queue[: written(error)]
                 raise
             del self._queue[:n]
             if not n:
@@ -633,11 +721,12 @@ class Streams:
         with self._write_lock:
             if self._closed:
                 self._raise_closed()
-            if not self._queue and not self._transport_output() and self._usable:
+            if self._usable and not (self._queue or self._ending or self._transport_output()):
                 return
             deadline = Deadline(self._timeout)
-            if not self._prepare(deadline.left()) or not self._flush_queue(deadline):
-                if self._queue or self._transport_output():
-                    if self._timeout == 0 and self._kick():
-                        return
-                    raise would_block()
+            if self._prepare(deadline.left()) and self._flush_queue(deadline):
+                self._finish_writing(deadline)
+            if self._queue or self._ending or self._transport_output():
+                if self._timeout == 0 and self._kick():
+                    return
+                raise would_block()

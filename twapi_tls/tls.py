@@ -12,7 +12,6 @@ Nothing written moves before OPEN, and OPEN comes after the verdict only.
 
 from __future__ import annotations
 
-import errno
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -116,6 +115,7 @@ class TlsChannel(Channel):
             if not closed:
                 self._tls = tls
                 self._io = tls
+                self._set_spin(self._spin)
         if closed:
             tls.close(0.0, False)
             raise closed_error()
@@ -456,10 +456,11 @@ class TlsChannel(Channel):
         if error is not None:
             self._drop()
         # Queued output goes with the caller or the loop's next pass.
-        elif self._queue and self._write_lock.acquire(blocking=False):
+        elif (self._queue or self._ending) and self._write_lock.acquire(blocking=False):
             try:
                 with suppress(OSError):
-                    self._flush_queue(Deadline(0))
+                    if self._flush_queue(Deadline(0)):
+                        self._finish_writing(Deadline(0))
             finally:
                 self._write_lock.release()
         self._kick()
@@ -470,6 +471,7 @@ class TlsChannel(Channel):
         The handlers stay: they are how an event-driven user hears of it.
         """
         self._usable = False
+        self._ending = False
         self._queue.clear()
         if self._events is not None:
             self._events.forget_descriptor()
@@ -582,6 +584,11 @@ class TlsChannel(Channel):
         super()._set_ragged(ragged)
         self._session.set_ragged_eof(ragged == "eof")
 
+    def _set_spin(self, spin: bool) -> None:
+        super()._set_spin(spin)
+        if isinstance(self._tls, _native.Session):
+            self._tls.set_spin(spin)
+
     def _connecting(self) -> bool:
         connector = self._connector
         return connector is not None and not connector.done()
@@ -625,12 +632,13 @@ class TlsChannel(Channel):
             raise
 
     def half_close(self) -> None:
-        """close_notify and TCP's FIN; reading goes on. A no-op once done."""
-        if self._write_ended or self._closed:
-            return
-        if not self._opened and self._error is None and not self.negotiate(self._timeout):
-            raise BlockingIOError(errno.EAGAIN, "the TLS negotiation is not done")
-        self._end_writing()
+        """close_notify and TCP's FIN; reading goes on. A no-op once done.
+
+        On a non-blocking channel what has to wait, for OPEN or for room, is
+        done by the event loop, or by ``flush``.
+        """
+        if not self._closed:
+            self._end_writing()
 
     def __repr__(self) -> str:
         return f"<TlsChannel {self._role} {self.state} fd={self.fileno()}>"

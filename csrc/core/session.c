@@ -2384,6 +2384,16 @@ bool tw_session_has_output(struct tw_session *s)
 
 /* --- facts --- */
 
+bool tw_session_busy(struct tw_session *s)
+{
+    bool busy = !tw_lock_try(&s->lock);
+
+    if (!busy) {
+        tw_lock_release(&s->lock);
+    }
+    return busy;
+}
+
 enum tw_state tw_session_state(struct tw_session *s)
 {
     enum tw_state state;

@@ -169,6 +169,8 @@ bool tw_session_close_waits(struct tw_session *);
 void tw_session_abort(struct tw_session *);
 
 /* --- facts --- */
+/* Is somebody inside now, so that the calls below would wait for him? */
+bool tw_session_busy(struct tw_session *);
 enum tw_state tw_session_state(struct tw_session *);
 bool tw_session_read_ended(struct tw_session *);
 bool tw_session_write_ended(struct tw_session *);

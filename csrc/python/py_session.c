@@ -1059,6 +1059,27 @@ static PyObject *session_set_ragged_eof(PyObject *self, PyObject *arg)
     Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(set_spin_doc,
+"set_spin(flag)\n\n"
+"Whether a read that has to wait for the peer spins for a while, at most 50\n"
+"us, less where that was in vain, before it sleeps. With a socket.");
+
+static PyObject *session_set_spin(PyObject *self, PyObject *arg)
+{
+    struct tw_wire *wire = wire_of(session_of(self));
+    bool on;
+
+    if (tw_arg_bool(arg, &on) < 0) {
+        return NULL;
+    }
+    if (wire == NULL) {
+        PyErr_SetString(PyExc_ValueError, "the session has no socket");
+        return NULL;
+    }
+    tw_wire_set_spin(wire, on);
+    Py_RETURN_NONE;
+}
+
 PyDoc_STRVAR(encrypt_doc,
 "encrypt(data) -> bytes\n\n"
 "The records for data, with whatever output waited before them. TLSError if\n"
@@ -1577,13 +1598,30 @@ static PyObject *session_hello(PyObject *self, PyObject *unused)
 
 /* --- facts --- */
 
+/*
+ * The session for a look at it. If somebody is inside, at work with a block
+ * of records or in a step, who looks waits for him without the GIL: the
+ * look itself is short.
+ */
+static struct tw_session *looked_at(PyObject *self)
+{
+    struct tw_session *s = core_of(self);
+
+    if (tw_session_busy(s)) {
+        Py_BEGIN_ALLOW_THREADS
+        (void)tw_session_state(s);
+        Py_END_ALLOW_THREADS
+    }
+    return s;
+}
+
 PyDoc_STRVAR(state_doc,
 "state() -> str\n\n\"INIT\", \"NEGOTIATING\", \"OPEN\" or \"FAILED\".");
 
 static PyObject *session_state(PyObject *self, PyObject *unused)
 {
     (void)unused;
-    switch (tw_session_state(core_of(self))) {
+    switch (tw_session_state(looked_at(self))) {
     case TW_INIT:
         return PyUnicode_FromString("INIT");
     case TW_NEGOTIATING:
@@ -1601,7 +1639,7 @@ PyDoc_STRVAR(pending_doc,
 static PyObject *session_pending(PyObject *self, PyObject *unused)
 {
     (void)unused;
-    return PyLong_FromSize_t(tw_session_pending(core_of(self)));
+    return PyLong_FromSize_t(tw_session_pending(looked_at(self)));
 }
 
 PyDoc_STRVAR(output_pending_doc,
@@ -1610,7 +1648,7 @@ PyDoc_STRVAR(output_pending_doc,
 static PyObject *session_output_pending(PyObject *self, PyObject *unused)
 {
     (void)unused;
-    return PyLong_FromSize_t(tw_session_output(core_of(self), NULL));
+    return PyLong_FromSize_t(tw_session_output(looked_at(self), NULL));
 }
 
 PyDoc_STRVAR(input_pending_doc,
@@ -1619,7 +1657,7 @@ PyDoc_STRVAR(input_pending_doc,
 static PyObject *session_input_pending(PyObject *self, PyObject *unused)
 {
     (void)unused;
-    return PyLong_FromSize_t(tw_session_input_length(core_of(self)));
+    return PyLong_FromSize_t(tw_session_input_length(looked_at(self)));
 }
 
 PyDoc_STRVAR(read_ended_doc,
@@ -1628,7 +1666,7 @@ PyDoc_STRVAR(read_ended_doc,
 static PyObject *session_read_ended(PyObject *self, PyObject *unused)
 {
     (void)unused;
-    return PyBool_FromLong(tw_session_read_ended(core_of(self)));
+    return PyBool_FromLong(tw_session_read_ended(looked_at(self)));
 }
 
 PyDoc_STRVAR(write_ended_doc,
@@ -1637,7 +1675,7 @@ PyDoc_STRVAR(write_ended_doc,
 static PyObject *session_write_ended(PyObject *self, PyObject *unused)
 {
     (void)unused;
-    return PyBool_FromLong(tw_session_write_ended(core_of(self)));
+    return PyBool_FromLong(tw_session_write_ended(looked_at(self)));
 }
 
 PyDoc_STRVAR(error_doc,
@@ -1650,7 +1688,7 @@ static PyObject *session_error(PyObject *self, PyObject *unused)
 
     (void)unused;
     tw_error_clear(&err);
-    tw_session_error(core_of(self), &err);
+    tw_session_error(looked_at(self), &err);
     if (err.status >= TW_DONE) {
         return Py_NewRef(Py_None);
     }
@@ -1670,7 +1708,7 @@ static PyObject *session_remote_cert(PyObject *self, PyObject *unused)
 
     (void)unused;
     tw_error_clear(&err);
-    st = tw_session_remote_cert(core_of(self), &cert, &err);
+    st = tw_session_remote_cert(looked_at(self), &cert, &err);
     if (st != TW_DONE) {
         (void)tw_error_set(&err, TW_E_NOT_FOUND, SEC_E_NO_CREDENTIALS,
                            "the peer's certificate is not known yet");
@@ -1692,7 +1730,7 @@ static PyObject *session_local_cert(PyObject *self, PyObject *unused)
 
     (void)unused;
     tw_error_clear(&err);
-    st = tw_session_local_cert(core_of(self), &cert, &err);
+    st = tw_session_local_cert(looked_at(self), &cert, &err);
     if (st != TW_DONE) {
         (void)tw_error_set(&err, TW_E_NOT_FOUND, SEC_E_NO_CREDENTIALS,
                            "no certificate was shown to the peer");
@@ -1716,7 +1754,7 @@ static PyObject *session_facts(PyObject *self, PyObject *unused)
     (void)unused;
     memset(&facts, 0, sizeof(facts));
     tw_error_clear(&err);
-    if (tw_session_facts(core_of(self), &facts, &err) != TW_DONE) {
+    if (tw_session_facts(looked_at(self), &facts, &err) != TW_DONE) {
         (void)tw_error_set(&err, TW_E_STATE, 0,
                            "not known before the handshake");
         return tw_error_raise(tw_module_of(self), &err);
@@ -1755,7 +1793,7 @@ static PyObject *session_binding(PyObject *self, PyObject *arg)
         return NULL;
     }
     tw_error_clear(&err);
-    if (tw_session_binding(core_of(self), kinds[kind], NULL, NULL, 0, out,
+    if (tw_session_binding(looked_at(self), kinds[kind], NULL, NULL, 0, out,
                            &len, &err) != TW_DONE) {
         (void)tw_error_set(&err, TW_E_STATE, 0,
                            "there is no channel binding yet");
@@ -1798,7 +1836,7 @@ static PyObject *session_export(PyObject *self, PyObject *const *args,
                              : (const uint8_t *)"";
 
         tw_error_clear(&err);
-        st = tw_session_binding(core_of(self), TW_BIND_EXPORTER, label,
+        st = tw_session_binding(looked_at(self), TW_BIND_EXPORTER, label,
                                 context, (size_t)view.len,
                                 (uint8_t *)PyBytes_AsString(bytes), &len,
                                 &err);
@@ -1829,7 +1867,7 @@ static PyObject *session_issuers(PyObject *self, PyObject *unused)
     (void)unused;
     tw_error_clear(&err);
     tw_items_init(&items);
-    st = tw_session_issuers(core_of(self), tw_items_sink, &items, &err);
+    st = tw_session_issuers(looked_at(self), tw_items_sink, &items, &err);
     if (st < 0 && !items.failed) {
         (void)tw_error_set(&err, st, 0, "%s", tw_status_text(st));
         (void)tw_error_raise(tw_module_of(self), &err);
@@ -1850,7 +1888,7 @@ static PyObject *session_ocsp(PyObject *self, PyObject *unused)
 
     (void)unused;
     tw_items_init(&items);
-    tw_session_ocsp(core_of(self), tw_items_sink, &items);
+    tw_session_ocsp(looked_at(self), tw_items_sink, &items);
     result = tw_items_first(&items);
     tw_items_free(&items);
     return result;
@@ -1863,7 +1901,7 @@ PyDoc_STRVAR(features_doc,
 static PyObject *session_features(PyObject *self, PyObject *unused)
 {
     (void)unused;
-    return PyLong_FromUnsignedLong(tw_session_features(core_of(self)));
+    return PyLong_FromUnsignedLong(tw_session_features(looked_at(self)));
 }
 
 static PyObject *session_credentials(PyObject *obj, void *unused)
@@ -1901,6 +1939,7 @@ static PyMethodDef session_methods[] = {
     ONE(feed),
     NONE(feed_eof),
     ONE(set_ragged_eof),
+    ONE(set_spin),
     ONE(encrypt),
     FAST(encrypt_into),
     ONE(encrypted_size),

@@ -224,13 +224,21 @@ static void send_fin_held(struct tw_wire *w)
 static enum tw_status flush_held(struct tw_wire *w, int64_t deadline,
                                  struct tw_error *err)
 {
-    while (tw_session_has_output(w->session)) {
+    for (;;) {
+        bool last = w->ending && !tw_session_close_waits(w->session);
         enum tw_status st;
         const uint8_t *ptr = NULL;
-        size_t len = tw_session_output(w->session, &ptr);
+        size_t len;
         long sent;
         int os = 0;
 
+        if (!tw_session_has_output(w->session)) {
+            if (last) { /* asked before: close_notify went by as output */
+                send_fin_held(w);
+            }
+            return TW_DONE;
+        }
+        len = tw_session_output(w->session, &ptr);
         if (w->send_os != 0) {
             return os_failed(err, w->send_os, "sending to the peer");
         }
@@ -255,10 +263,6 @@ static enum tw_status flush_held(struct tw_wire *w, int64_t deadline,
             return st;
         }
     }
-    if (w->ending) {
-        send_fin_held(w);
-    }
-    return TW_DONE;
 }
 
 /* Words that were left: of output that came while the writer was taken.
@@ -811,11 +815,9 @@ static enum tw_status end_held(struct tw_wire *w, int64_t deadline,
         return st;
     }
     for (;;) {
-        bool later = tw_session_close_waits(w->session);
-
-        w->ending = !later;
+        w->ending = true;
         st = flush_held(w, deadline, err);
-        if (st != TW_DONE || !later) {
+        if (st != TW_DONE || w->fin) {
             return st;
         }
         st = renegotiate(w, &nap, deadline, held, err);
