@@ -446,6 +446,7 @@ class SspiContext:
             # The engine's own methods: a call of Python's costs as much as
             # a small record.
             self.encrypt, self.decrypt = session.encrypt, session.decrypt
+            vars(self).update(encrypt_into=session.encrypt_into, decrypt_into=session.decrypt_into)
 
     def encrypt_into(self, data: Buffer, buffer: Buffer) -> int:
         """The records for data into a writable buffer: how many bytes.
@@ -523,6 +524,7 @@ class SspiContext:
             self._session.close(0.0, False)
             self._session = None
             self.encrypt = self.decrypt = self._no_records
+            del vars(self)["encrypt_into"], vars(self)["decrypt_into"]
 
     def __enter__(self) -> SspiContext:
         return self
