@@ -206,6 +206,23 @@ def test_incomplete_on_the_first_call_leaves_no_context() -> None:
     play.done()
 
 
+def test_a_context_that_a_failure_leaves_is_removed() -> None:
+    """Wine makes one before it looks at the input; the next call passes NULL all the same."""
+    play = Play(SERVER)
+    hello = record(sspi.client_hello(), 22)
+    play.add("step", INCOMPLETE, context=0, stray_handle=True)
+    play.add("step", CONTINUE, context=0, token=ANSWER)
+    play.session.feed(hello)
+    assert play.session.handshake() == WANT_READ
+    assert len(play.calls("delete")) == 1
+    play.session.feed(b"abc")
+    assert play.session.handshake() == WANT_READ
+    assert play.take() == ANSWER
+    script = play.script
+    del play
+    assert script.left() == 0 and script.alive() == (0, 0, 0, 0)
+
+
 def test_the_alpn_structure_has_its_exact_length() -> None:
     play = Play(alpn=b"\2h2\x08http/1.1")
     play.add("step", CONTINUE, token=HELLO, no_input=True)

@@ -401,14 +401,15 @@ static SECURITY_STATUS call_engine_lock_held(struct tw_session *s,
             s->handle, old, in, flags, SECURITY_NATIVE_DREP, made, out,
             &attributes, when);
     }
-    /* a context is there only after a success */
-    if (!s->has_ctx && status >= 0) {
-        if (SecIsValidHandle(&fresh)) {
-            s->ctx = fresh;
-            s->has_ctx = true;
-        } else {
-            status = SEC_E_INTERNAL_ERROR;
-        }
+    /* a context is there only after a success; Wine makes one before it
+       looks at the input */
+    if (!s->has_ctx && status < 0 && SecIsValidHandle(&fresh)) {
+        (void)s->table->DeleteSecurityContext(&fresh);
+    } else if (!s->has_ctx && status >= 0 && SecIsValidHandle(&fresh)) {
+        s->ctx = fresh;
+        s->has_ctx = true;
+    } else if (!s->has_ctx && status >= 0) {
+        status = SEC_E_INTERNAL_ERROR;
     }
     if (status >= 0 && attributes != 0) {
         s->features = attributes;

@@ -503,7 +503,8 @@ static SECURITY_STATUS step(struct tw_script *s, PCtxtHandle old, ULONG req,
     give_tokens(s, e, out);
     report(in, SECBUFFER_EXTRA, e->extra);
     report(in, SECBUFFER_MISSING, e->missing);
-    if (old == NULL && e->status >= 0 && !e->no_handle) {
+    if (old == NULL
+        && (e->status >= 0 ? !e->no_handle : e->stray_handle)) {
         fresh->dwLower = (uintptr_t)s;
         fresh->dwUpper = 0;
         s->alive.contexts++;

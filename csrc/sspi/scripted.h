@@ -83,6 +83,7 @@ struct tw_script_entry {
     int64_t missing;       /* bytes of MISSING; below 0: none reported */
     int64_t attributes;    /* step: context attributes; below 0: as asked */
     bool no_handle;        /* step: success without a new context */
+    bool stray_handle;     /* step: failure with one all the same (Wine) */
     const uint8_t *data;   /* decrypt: plaintext, written at parts' DATA;
                               query: what the structure points to: a
                               certificate, a binding, key material, or

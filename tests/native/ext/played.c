@@ -179,7 +179,7 @@ static PyObject *script_add(PyObject *self, PyObject *args,
         "token",      "alert",       "extra",   "missing",
         "attributes", "no_handle",   "data",    "parts",
         "header",     "trailer",     "remote",  "alert_received",
-        "sizes",      "protocol",    NULL};
+        "sizes",      "protocol",    "stray_handle", NULL};
     struct tw_script_entry e;
     const char *slot_name;
     const char *input = NULL;
@@ -205,17 +205,18 @@ static PyObject *script_add(PyObject *self, PyObject *args,
     int context = -1;
     int no_input = 0;
     int no_handle = 0;
+    int stray_handle = 0;
     int alert_received = -2;
     int protocol = -1;
     enum tw_slot slot;
 
     if (!PyArg_ParseTupleAndKeywords(
-            args, kwargs, "s|iikkLz#pz#z#LLLpz#OLLOiOi:add", names,
+            args, kwargs, "s|iikkLz#pz#z#LLLpz#OLLOiOip:add", names,
             &slot_name, &status, &context, &flags_set, &flags_clear,
             &attribute, &input, &input_len, &no_input, &token, &token_len,
             &alert, &alert_len, &extra, &missing, &attributes, &no_handle,
             &data, &data_len, &parts, &header, &trailer, &remote,
-            &alert_received, &sizes, &protocol)
+            &alert_received, &sizes, &protocol, &stray_handle)
         || !slot_from(slot_name, &slot)) {
         return NULL;
     }
@@ -236,6 +237,7 @@ static PyObject *script_add(PyObject *self, PyObject *args,
     e.missing = missing;
     e.attributes = attributes;
     e.no_handle = no_handle != 0;
+    e.stray_handle = stray_handle != 0;
     e.data = (const uint8_t *)data;
     e.data_len = (size_t)data_len;
     e.header = header;
