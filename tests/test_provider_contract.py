@@ -9,11 +9,12 @@ OpenSSL engine runs them on both of its record paths.
 
 from __future__ import annotations
 
-import ctypes
+import re
 import struct
-import sys
+from fnmatch import fnmatchcase
 from typing import Any
 
+import platforms
 import pytest
 import sspi_support as sspi
 from certs import Identity, Pki
@@ -44,28 +45,48 @@ ENGINE = t.engine()[0]
 TLS12, TLS13 = 2, 4
 VERSIONS = pytest.mark.parametrize("version", [TLS12, TLS13], ids=["1.2", "1.3"])
 
-# Test -> why Wine's Schannel cannot pass it. Windows itself must.
+# Row (name[parameters], as fnmatch has it) -> why Wine's Schannel cannot pass
+# it: each was seen to fail there. Windows itself must pass.
+_STRAY = "Wine makes a context of a first step whatever comes of it"
+_GARBAGE = "Wine waits for the rest of what garbage seems to begin"
+_ALPN = "Wine passes ALPN on to GnuTLS, which takes what it can of it"
+_ASKS = "Wine's server asks no client for a certificate"
 WINE_WRONG = {
-    "test_9_close_notify_expires_the_context": "Wine answers SEC_E_OK with no bytes",
-    "test_9_a_ticket_asks_for_a_step": "Wine answers SEC_E_OK with no bytes",
-    "test_11_lacking_credentials": "Wine's server does not ask clients for certificates",
-    "test_11_a_certificate_chosen_late": "Wine's server does not ask clients for certificates",
-    "test_13_an_alert_token": "Wine makes no alert of one's choice",
-    "test_14_a_failing_step_gives_its_alert": "Wine's alerts are not Windows'",
+    "test_1_a_context_is_made_by_a_success_only*": _STRAY,
+    "test_1_a_context_is_removed_once*": "Wine follows a handle that is none: a page fault",
+    "test_1_records_before_the_handshake_is_over*": "Wine has sizes at once",
+    "test_2_short_input_is_incomplete_and_missing_is_a_hint*": _STRAY,
+    "test_3_garbage*-http]": _GARBAGE,
+    "test_3_garbage*-ones]": _GARBAGE,
+    "test_3_garbage*-ssh]": _GARBAGE,
+    "test_3_garbage*-handshake]": _GARBAGE,
+    "test_3_garbage*-zeros]": "Wine's code for it is SEC_E_INTERNAL_ERROR",
+    "test_4_a_token_that_does_not_fit[[]*-1]": "Wine leaves out what does not fit",
+    "test_4_a_token_that_does_not_fit[[]*-16]": "Wine leaves out what does not fit",
+    "test_7_other_buffers*[[]*, 0, 0, 0, 0[]]*": "Wine takes more than four buffers",
+    "test_7_no_buffers_at_all*": "Wine follows a descriptor that is not there: a page fault",
+    "test_8_a_short_record_is_incomplete*": "Wine reads a length where no header is, for its hint",
+    "test_8_an_altered_record*": "Wine's code for it is SEC_E_INTERNAL_ERROR",
+    "test_9_a_ticket_asks_for_a_step*": "Wine answers SEC_E_OK with no bytes",
+    "test_10_too_much_and_too_little_room*": "Wine cuts what is too long into records",
+    "test_11_*": _ASKS,
+    "test_12_alpn_goes_into_every_step_without_a_context*": _STRAY,
+    "test_12_no_protocol_in_common*": "Wine's server goes on without a protocol in common",
+    "test_12_malformed_alpn*": _ALPN,
+    "test_12_sni*-127.0.0.1-]": "Wine sends an address as a name; the core gives it none",
+    "test_12_sni*-::1-]": "Wine sends an address as a name; the core gives it none",
+    "test_13_shutdown_is_a_token_then_a_step*": "Wine encrypts behind close_notify",
+    "test_13_facts*": "Wine tells a client's protocol bit to servers too",
+    "test_13_bindings_carry_their_prefix*": "Wine's server has no binding of its certificate",
+    "test_14_a_failing_step_gives_its_alert*": "Wine heeds no protocol limits: nothing fails",
 }
-
-
-def under_wine() -> bool:
-    if sys.platform != "win32":
-        return False
-    return hasattr(ctypes.WinDLL("ntdll"), "wine_get_version")
 
 
 @pytest.fixture(autouse=True)
 def wine_has_its_own_mind(request: pytest.FixtureRequest) -> None:
-    reason = WINE_WRONG.get(request.node.originalname)
-    if reason and under_wine():
-        pytest.skip(f"Wine: {reason}")
+    for pattern, reason in WINE_WRONG.items():
+        if platforms.WINE and fnmatchcase(request.node.name, pattern):
+            pytest.skip(reason)
 
 
 @pytest.fixture(autouse=True, params=["engine", "openssl"] if ENGINE == "openssl" else ["engine"])
@@ -78,7 +99,10 @@ def records(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_table_of_wines_faults_names_tests() -> None:
-    assert WINE_WRONG.keys() <= globals().keys()
+    rows = [name for name in globals() if name.startswith("test_")]
+    for pattern in WINE_WRONG:
+        start = re.match(r"\w+", pattern)
+        assert start and any(row.startswith(start[0]) for row in rows), pattern
 
 
 def credential(role: str, identity: Identity | None, version: int = 0, **more: Any) -> Any:
@@ -192,6 +216,12 @@ class End:
         return got
 
 
+def heard(end: End, number: int) -> bool:
+    """The peer's alert by name; Schannel tells none, the core reads those in the clear."""
+    received: int = t.alert_received(end.ctx)
+    return received == (-1 if ENGINE == "schannel" else number)
+
+
 @pytest.fixture
 def make(pki: Pki) -> Any:
     def pair(version: int = 0, **options: Any) -> tuple[End, End]:
@@ -287,6 +317,11 @@ def test_1_wrong_handles(make: Any, opened: Any) -> None:
     assert t.decrypt(None, [(DATA, b"x")] + [(EMPTY, None)] * 3)[0] < 0
     assert t.query(None, sspi.ATTR_STREAM_SIZES)[0] < 0
     assert t.control(None, [(TOKEN, sspi.SHUTDOWN_TOKEN)]) < 0
+
+
+def test_1_a_context_is_removed_once(make: Any) -> None:
+    client, _ = make()
+    client.step()
     assert t.remove(client.ctx) == OK
     assert t.remove(client.ctx) == INVALID_HANDLE
 
@@ -342,6 +377,7 @@ def test_2_short_input_is_incomplete_and_missing_is_a_hint(
         b"\x16\x03\x01\x00\x05abcde",
         b"\x17\x03\x03\x00\x05abcde",
     ],
+    ids=["http", "zeros", "ones", "ssh", "handshake", "data"],
 )
 @pytest.mark.parametrize("side", ["server", "client"])
 def test_3_garbage_is_an_invalid_token(make: Any, garbage: bytes, side: str) -> None:
@@ -389,8 +425,14 @@ def test_4_a_token_that_fits_goes_where_the_caller_says(make: Any) -> None:
 # --- 6: EXTRA -----------------------------------------------------------------
 
 
-def test_6_extra_after_ok_is_application_data_tls13(make: Any) -> None:
-    client, server = make(TLS13)
+# What is sealed behind the last flight, and by whom, differs with the version.
+ONLY_TLS12 = pytest.mark.parametrize("version", [TLS12], ids=["1.2"])
+ONLY_TLS13 = pytest.mark.parametrize("version", [TLS13], ids=["1.3"])
+
+
+@ONLY_TLS13
+def test_6_extra_after_ok_is_application_data_tls13(make: Any, version: int) -> None:
+    client, server = make(version)
     answer = server.step(client.step())
     finished = client.step(answer) + client.judge()
     assert client.status == OK
@@ -399,8 +441,9 @@ def test_6_extra_after_ok_is_application_data_tls13(make: Any) -> None:
     assert server.receive(server.inbox) == b"early bird"
 
 
-def test_6_extra_after_ok_is_application_data_tls12(make: Any) -> None:
-    client, server = make(TLS12)
+@ONLY_TLS12
+def test_6_extra_after_ok_is_application_data_tls12(make: Any, version: int) -> None:
+    client, server = make(version)
     answer = server.step(client.step())
     flight = client.step(answer) + client.judge()
     finished = server.step(flight)
@@ -481,8 +524,15 @@ def test_7_other_buffers_are_an_invalid_token(opened: Any, version: int, shape: 
     sealed = client.seal(b"still there")
     buffers = [(kind, sealed if i == 0 else None) for i, kind in enumerate(shape)]
     assert t.decrypt(server.ctx, buffers)[0] == INVALID_TOKEN
-    assert t.decrypt(server.ctx, None)[0] == INVALID_TOKEN
     assert server.receive(sealed) == b"still there"  # nothing was consumed
+
+
+@VERSIONS
+def test_7_no_buffers_at_all_are_an_invalid_token(opened: Any, version: int) -> None:
+    client, server = opened(version)
+    sealed = client.seal(b"still there")
+    assert t.decrypt(server.ctx, None)[0] == INVALID_TOKEN
+    assert server.receive(sealed) == b"still there"
 
 
 @VERSIONS
@@ -765,7 +815,7 @@ def test_13_an_alert_token(make: Any, version: int) -> None:
     assert token
     client.step(token)
     assert client.status < 0
-    assert t.alert_received(client.ctx) == 80
+    assert heard(client, 80)
 
 
 @VERSIONS
@@ -810,19 +860,21 @@ def test_14_a_failing_step_gives_its_alert(pki: Pki) -> None:
     assert token == sspi.plain_alert(70)
     client.step(token)
     assert client.status == FAILURES["SEC_E_UNSUPPORTED_FUNCTION"]
-    assert t.alert_received(client.ctx) == 70
+    assert heard(client, 70)
 
 
 @VERSIONS
 def test_14_a_refusal_gives_an_alert(make: Any, version: int) -> None:
+    """Where the engine makes none, the core puts its own in the token's place."""
     client, server = make(version)
     answer = server.step(client.step())
     client.step(answer)
     assert t.remote_cert(client.ctx)[0] == sspi.DONE
     status, alert = t.verdict(client.ctx, FAILURES["SEC_E_CERT_EXPIRED"])
-    assert status == OK and alert
-    server.step(alert)
+    assert status == OK
+    assert bool(alert) == (ENGINE != "schannel")
+    server.step(alert or sspi.plain_alert(45))
     assert server.status < 0
-    assert t.alert_received(server.ctx) == 45
-    # the context is dead
-    assert client.step(answer) == b"" and client.status < 0
+    assert heard(server, 45)
+    if ENGINE != "schannel":  # there the core lets nobody step any more
+        assert client.step(answer) == b"" and client.status < 0
