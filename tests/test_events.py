@@ -297,6 +297,25 @@ def test_readable_is_level_triggered(run: Runner, ends: tuple[Any, Any]) -> None
     run(main())
 
 
+def test_records_that_came_together_raise_it_until_all_are_read(
+    run: Runner, ends: tuple[Any, Any]
+) -> None:
+    """The first look takes many records out of the system: no descriptor tells of the rest."""
+    client, server = ends
+
+    async def main() -> None:
+        client.configure(blocking=False)
+        for number in range(100):
+            server.sendall(b"%09d" % number)
+        got: list[bytes] = []
+        client.event("readable", lambda: got.append(client.recv(9)))
+        await until(lambda: len(got) == 100)
+        assert got == [b"%09d" % number for number in range(100)]
+        client.event("readable", None)
+
+    run(main())
+
+
 def test_data_already_decrypted_raises_the_event(run: Runner, ends: tuple[Any, Any]) -> None:
     here, there = ends
 

@@ -73,6 +73,9 @@ class Linger:
     def _event_readable(self) -> bool:
         return False
 
+    def _event_more(self) -> bool:
+        return False
+
     def _event_writable(self) -> bool:
         return False
 

@@ -511,6 +511,9 @@ class Channel(Streams):
         self._blocked = False
         return True
 
+    def _event_more(self) -> bool:
+        return True
+
     def _event_writable(self) -> bool:
         if self._closed or self._error is not None:
             return True

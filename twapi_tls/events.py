@@ -302,6 +302,10 @@ class Subject(Protocol):
     def _event_readable(self) -> bool:
         """Plaintext, the end or a failure waits."""
 
+    def _event_more(self) -> bool:
+        """Once a handler has read: may something wait that no descriptor
+        tells of? A look at what is inside, without a system call."""
+
     def _event_writable(self) -> bool:
         """OPEN with no output waiting, or failed."""
 
@@ -372,7 +376,7 @@ class ChannelEvents:
         again = False
         if self.readable is not None and not self._closed and channel._event_readable():
             self._run("readable", self.readable)
-            again = True
+            again = channel._event_more()
         failed = channel._event_failed()
         if self.writable is not None and not self._closed and (self._room or failed):
             self._room = False

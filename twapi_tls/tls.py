@@ -549,6 +549,18 @@ class TlsChannel(Channel):
             return False, False
         return True, self._tls.output_pending() > 0
 
+    def _event_more(self) -> bool:
+        """Of a session on a socket: what is not in it is in the system's
+        hands, and the descriptor stays readable."""
+        return (
+            self._io is not self._session
+            or self._reader is not None
+            or bool(self._ahead)
+            or self._eof
+            or self._event_failed()
+            or not self._session.missing()
+        )
+
     def _event_fd(self) -> int:
         return -1 if self._error is not None else self.fileno()
 
