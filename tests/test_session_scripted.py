@@ -61,6 +61,8 @@ from sspi_support import (
     record,
 )
 
+import twapi_tls._native
+
 t = sspi.load_testnative()
 
 FATAL = {name: code for name, code in FAILURES.items() if code != INCOMPLETE}
@@ -2217,6 +2219,37 @@ def test_before_open_nothing_is_converted() -> None:
     play = Play()
     assert play.session.sizes(100, b"")[0] == 0
     assert play.session.convert(False, b"x", 100) == (E_STATE, 0, b"")
+    play.done()
+
+
+# --- a private key that refuses in the middle of a handshake ------------------------------
+
+KEY_TROUBLES = {  # what Schannel hands on from a key's provider: (code, the remedy in words)
+    "SCARD_W_CANCELLED_BY_USER": (0x8010006E, "connect again and enter it"),
+    "SCARD_W_WRONG_CHV": (0x8010006B, "before the card is blocked"),
+    "SCARD_W_CHV_BLOCKED": (0x8010006C, "unblock it"),
+    "SCARD_W_REMOVED_CARD": (0x80100069, "insert it"),
+    "SCARD_E_NO_READERS_AVAILABLE": (0x8010002E, "connect it"),
+    "NTE_USER_CANCELLED": (0x80090036, "consent"),
+    "NTE_SILENT_CONTEXT": (0x80090022, "a session with a desktop"),
+    "NTE_PERM": (0x80090010, "Manage Private Keys"),
+}
+
+
+@pytest.mark.parametrize("name", KEY_TROUBLES)
+def test_a_key_that_refuses_is_named_with_its_remedy(name: str) -> None:
+    value, remedy = KEY_TROUBLES[name]
+    code = value - (1 << 32)
+    play = Play()
+    play.add("step", CONTINUE, token=HELLO, remote=False)
+    play.add("step", code, input=ANSWER)
+    assert play.session.handshake() == WANT_READ
+    assert play.take() == HELLO
+    play.session.feed(ANSWER)
+    assert play.session.handshake() == E_TLS
+    assert play.error["code"] == code and remedy in play.error["detail"]
+    assert twapi_tls._native.code_name(code) == name
+    assert play.take() == plain_alert(play.error["alert_sent"])  # the server is not left waiting
     play.done()
 
 
