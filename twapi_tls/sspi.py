@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 PACKAGE: Final = "Microsoft Unified Security Protocol Provider"
 _PACKAGES: Final = {"unisp", "schannel", "tls", "ssl", PACKAGE.lower()}
 _PROTOCOLS: Final = {"tls1.2": _native.TLS1_2, "tls1.3": _native.TLS1_3}
-# Schannel builds the path that it sends from the system's stores.
-_SENDS_WHAT_IS_FOUND: Final = _native.engine()[0] == "schannel"
 _OLD: Final = ("ssl2", "ssl3", "tls1", "tls1.0", "tls1.1")
 _REVOCATION: Final[dict[str, Revocation]] = {
     "none": "none",
@@ -350,9 +348,10 @@ def sspi_acquire_credentials(
         raise ValueError("parent_window is for clients: a server's key must ask nobody")
     if side == "server" and not config.certificates:
         raise ValueError("server credentials need a certificate with a private key")
-    if _SENDS_WHAT_IS_FOUND and not config.install_intermediates:
-        _warn_of_missing_issuers(config)
     certificates = config.certificates
+    # Schannel builds the path that it sends from the system's stores.
+    if certificates and not config.install_intermediates and _native.engine()[0] == "schannel":
+        _warn_of_missing_issuers(config)
     asks = side == "client" and config.parent_window is not None
     if asks and certificates and config.clientcertificate is None:
         # Shown once the server asks, which is after it was verified: nobody
