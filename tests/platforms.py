@@ -62,6 +62,7 @@ _CURVES = "Wine checks no signatures of P-384, P-521 or Edwards curves"
 _FETCH = "Wine's revocation provider fetches nothing and heeds no time-out"
 _CRL = "Wine takes a stored CRL for proof that a certificate was revoked, never that it was not"
 _NO_CIPHERS = "Schannel takes no cipher list"
+_OLD_STRENGTH = "Schannel takes a cipher strength with TLS 1.2 only"
 _NO_ISSUERS = "Schannel takes issuers' names from a store of the machine only"
 _NO_EXPORT = "Schannel exports keying material with TLS 1.3 only"
 _WINE_EXPORT = "Wine's function table ends before SetContextAttributesW, which the exporter needs"
@@ -99,6 +100,7 @@ _WINDOWS_LACKS: dict[str, str] = {
     "test_contexts.py::test_exporters[[]tls1.2]": _NO_EXPORT,
     "test_credentials.py::test_a_chooser_is_told_the_issuers*": _NO_ISSUERS,
     "test_credentials.py::test_a_server_chooses_by_what_the_client_can_verify*": _NO_CIPHERS,
+    "test_credentials.py::test_cipher_strength[[]*-tls1.3]": _OLD_STRENGTH,
     "test_credentials.py::test_ciphers_choose_among_tls_1_2*": _NO_CIPHERS,
     "test_credentials.py::test_many_issuers*": _NO_ISSUERS,
     "test_credentials.py::test_options_that_the_engine_refuses*": _NO_CIPHERS,
@@ -162,6 +164,7 @@ _WINE_LACKS: dict[str, str] = {
     "test_session.py::test_handshake_and_both_directions*": _RESUMED,
     "test_session.py::test_resumption*": _RESUMED,
     "test_session.py::test_server_refusal_reaches*[[]False*": _ASKS,
+    "test_session.py::test_server_refusal_reaches*[[]True-1.3]": _ALERTS,
     "test_starttls.py::test_credentials_by_a_chooser*": _MASK,
     "test_stores.py::test_a_key_of_another_certificate[[]pfx]": _PFX,
     "test_stores.py::test_passwords_that_do_not_fit[[]plain*": _PLAIN_PFX,
