@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import gc
@@ -940,6 +941,23 @@ def test_half_close_behind_what_waits(ends: tuple[Any, Any]) -> None:
             here.flush()
     here.flush()
     data = reading.result()  # ends: close_notify and FIN are there
+    assert len(data) == size + 6
+    assert data.endswith(b"queued")
+
+
+def test_half_close_by_the_loop(pair: tuple[Any, Any]) -> None:
+    """The same with an event loop: it sends the rest, and then the end."""
+    here, there = pair
+
+    async def main() -> tuple[int, bytes]:
+        here.setblocking(False)
+        here.event("readable", lambda: here.event("readable", None))
+        size = fill(here)
+        here.write(b"queued")
+        here.shutdown(socket.SHUT_WR)
+        return size, await asyncio.to_thread(there.read)
+
+    size, data = run(main())
     assert len(data) == size + 6
     assert data.endswith(b"queued")
 

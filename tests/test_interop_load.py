@@ -8,8 +8,10 @@ goes out when all before it has come through.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
+import socket
 import threading
 from collections.abc import Callable
 
@@ -119,6 +121,91 @@ def test_server_renegotiates(pki: Pki, command: str) -> None:
         peer.expect(rb"")
         # As many handshakes as were asked for, and the first.
         assert peer.output.count(b"SSL_do_handshake -> 1") >= ROUNDS
+
+
+class Relay:
+    """Between a client and a server; keeps back what the server says beyond
+    ``passes`` times that it says something (None: nothing)."""
+
+    def __init__(self, port: int) -> None:
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self.listener.getsockname()[1])
+        self.passes: int | None = None
+        self.held = threading.Event()  # something is kept back
+        self.release = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(port,), daemon=True)
+        self._thread.start()
+
+    def _run(self, port: int) -> None:
+        client, _ = self.listener.accept()
+        self.listener.close()
+        with client, socket.create_connection(("127.0.0.1", port)) as server:
+            up = threading.Thread(target=self._pass, args=(client, server), daemon=True)
+            up.start()
+            with contextlib.suppress(OSError):  # either may have gone
+                while data := server.recv(65536):
+                    if self.passes == 0:
+                        self.held.set()
+                        self.release.wait(PATIENCE)
+                    elif self.passes is not None:
+                        self.passes -= 1
+                    client.sendall(data)
+                client.shutdown(socket.SHUT_WR)
+            up.join(PATIENCE)
+
+    @staticmethod
+    def _pass(source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+    def end(self) -> None:
+        self.release.set()
+        self._thread.join(PATIENCE)
+        assert not self._thread.is_alive(), "the relay does not end"
+
+
+@pytest.mark.parametrize("way", ["close", "half close", "half close without waiting"])
+def test_an_end_in_a_renegotiation(pki: Pki, way: str) -> None:
+    """close_notify comes before FIN, behind the renegotiation (RFC 5246, 7.2.1)"""
+    with peers.openssl_server(pki.server, version="1.2", arguments=["-state"]) as peer:
+        relay = Relay(peer.port)
+        channel = tls.tls_socket(
+            "127.0.0.1", relay.port, peersubject="localhost", credentials=client_credentials(pki)
+        )
+        with channel:
+            channel.settimeout(PATIENCE)
+            peer.send(b"first\n")
+            assert channel.recv(100) == b"first\n"
+            # The answer to its HelloRequest goes out; what it says to that is held.
+            relay.passes = 1
+            peer.send(b"r\n")
+            channel.settimeout(0.05)
+            while not relay.held.is_set():
+                with pytest.raises(TimeoutError):
+                    channel.recv(100)
+            channel.settimeout(PATIENCE)
+            answer = threading.Thread(target=channel.close, daemon=True)
+            if way == "close":
+                answer.start()
+            elif way == "half close":
+                answer = threading.Thread(
+                    target=channel.shutdown, args=(socket.SHUT_WR,), daemon=True
+                )
+                answer.start()
+            else:
+                channel.setblocking(False)
+                channel.shutdown(socket.SHUT_WR)
+                channel.settimeout(PATIENCE)
+            relay.release.set()
+            if way == "half close without waiting":
+                assert channel.recv(100) == b""
+            else:
+                answer.join(PATIENCE)
+                assert not answer.is_alive()
+            peer.expect(rb"alert read:warning:close notify", PATIENCE)
+        relay.end()
 
 
 def serve_client(
