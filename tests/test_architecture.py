@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import os
 import re
 import subprocess
 import sys
@@ -216,6 +217,8 @@ LEVELS = {
     "describe": 6,
     "streams": 3,
     "events": 5,
+    "pollers": 2,
+    "tuples": 1,
     "background": 6,
     "channel": 7,
     "commands": 8,
@@ -350,6 +353,24 @@ def test_the_package_loads_its_modules_at_first_use() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=50, check=False
     )
     assert (answer.returncode, answer.stdout.strip()) == (0, "[] True"), answer.stderr
+
+
+def test_a_client_loads_no_more_than_it_needs() -> None:
+    """Each of these would make it slower to load than ssl is."""
+    program = (
+        "import sys, twapi_tls; twapi_tls.tls_socket\n"
+        "slow = {'typing', 're', 'importlib', 'inspect', 'dataclasses', 'ipaddress', 'queue'}\n"
+        "print(sorted(slow & set(sys.modules)))\n"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-S", "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.fspath(ROOT)},
+    )
+    assert (answer.returncode, answer.stdout.strip()) == (0, "[]"), answer.stderr
 
 
 # --- what is written about the code --------

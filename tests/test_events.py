@@ -34,7 +34,7 @@ from twapi_support import (
 )
 
 import twapi_tls as tls
-from twapi_tls.events import ThreadPoller, poller_of
+from twapi_tls.pollers import ThreadPoller, poller_of
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -923,7 +923,7 @@ def test_the_selecting_thread_rests_while_a_handler_takes_bit_by_bit(
         here.event("readable", readable)
         await wait(done)
 
-    monkeypatch.setattr("twapi_tls.events.select", Counting)
+    monkeypatch.setattr("twapi_tls.pollers.select", Counting)
     with tls_pair(pki) as (here, there):
         # What a socket holds, so that its descriptor stays ready meanwhile.
         work = Work(lambda: there.sendall(data))

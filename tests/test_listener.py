@@ -493,7 +493,7 @@ def test_a_crowd_is_stepped_by_threads_and_judged_by_the_loop(
     pki: Pki, cores: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Some of the peers break off; each is told of once, whoever stepped it."""
-    monkeypatch.setattr("twapi_tls.listener.cores", lambda: cores)
+    monkeypatch.setattr("twapi_tls.pool.cores", lambda: cores)
     calls: list[tuple[str, int, int]] = []
     told: list[str] = []
 
@@ -539,7 +539,7 @@ def test_a_crowd_is_stepped_by_threads_and_judged_by_the_loop(
 
 
 def test_a_lone_client_needs_no_thread(pki: Pki, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("twapi_tls.listener.cores", lambda: 4)
+    monkeypatch.setattr("twapi_tls.pool.cores", lambda: 4)
     seen: list[list[str]] = []
 
     def callback(channel: tls.TlsChannel, address: str, port: int) -> None:
@@ -556,7 +556,7 @@ def test_a_lone_client_needs_no_thread(pki: Pki, monkeypatch: pytest.MonkeyPatch
 
 
 def test_handshake_timeout_of_a_crowd(pki: Pki, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("twapi_tls.listener.cores", lambda: 2)
+    monkeypatch.setattr("twapi_tls.pool.cores", lambda: 2)
     told: list[BaseException] = []
 
     def hook(message: str, options: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ import pytest
 from certs import Identity, Pki
 
 import twapi_tls as tls
-from twapi_tls import events
+from twapi_tls import pollers
 
 HOST = "127.0.0.1"
 LIMIT = 5.0  # seconds that anything may take
@@ -292,7 +292,7 @@ def starttls_server(
             answer(served, channel, address, port)
 
         # A callback of the loop's: what it raises reaches the exception handler.
-        poller = events.poller_of(loop)
+        poller = pollers.poller_of(loop)
         poller.add_reader(listener.fileno(), accept)
         return _Watched(poller, listener)
 
@@ -302,7 +302,7 @@ def starttls_server(
 class _Watched:
     """A plain listener that the loop watches."""
 
-    def __init__(self, poller: events.Poller, listener: socket.socket) -> None:
+    def __init__(self, poller: pollers.Poller, listener: socket.socket) -> None:
         self._poller = poller
         self._listener = listener
         self.getsockname = listener.getsockname

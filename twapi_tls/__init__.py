@@ -6,7 +6,6 @@ Names are TWAPI's. ``twapi_tls.engine`` says which engine runs.
 from __future__ import annotations
 
 import os as _os
-from importlib import import_module as _import_module
 
 TYPE_CHECKING = False
 
@@ -166,7 +165,9 @@ def __getattr__(name: str) -> object:
     if name == "__tls_background_error__":
         from .events import tls_background_error as value
     elif name in _HOME_OF:
-        value = getattr(_import_module(f".{_HOME_OF[name]}", __name__), name)
+        # Not importlib, which is not loaded yet.
+        home = __import__(f"{__name__}.{_HOME_OF[name]}", fromlist=(name,))
+        value = getattr(home, name)
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     # setdefault: an override that another thread assigned meanwhile stays.

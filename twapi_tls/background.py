@@ -5,11 +5,12 @@ sending the rest of a closed one, and copying.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from .errors import timeout_error
 from .events import ChannelEvents, report
 from .transport import CHUNK, ByteTransport
+
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     import asyncio

@@ -8,22 +8,23 @@ Source: TWAPI's twapi_crypto manual pages.
 
 from __future__ import annotations
 
-import binascii
-import re
 import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Literal
 
 from . import _native
 from .errors import Deadline, code
 from .names import a_label
 from .options import check_flag, check_port, check_seconds, check_timeout, expect
 
+TYPE_CHECKING = False
+
 if TYPE_CHECKING:
+    from typing import Any, Literal
+
     from typing_extensions import Buffer
 
-Revocation = Literal["none", "all", "leaf", "excluderoot"]
+    Revocation = Literal["none", "all", "leaf", "excluderoot"]
 
 
 class Certificate:
@@ -303,6 +304,8 @@ def _attribute_values(name: str) -> list[str]:
     The engine writes RFC 4514's escapes: a backslash before the character,
     or before two hexadecimal digits of a byte.
     """
+    import re  # here: a search by name is rare, and it is slow to load
+
     values = []
     for attribute in re.findall(r"((?:\\.|[^\\])+?)(?:, | \+ |$)", name, re.DOTALL):
         raw = re.sub(
@@ -388,7 +391,9 @@ def cert_export(cert: Certificate, encoding: str = "pem") -> bytes:
         return der
     if encoding != "pem":
         raise ValueError(f"bad encoding {encoding!r}: must be 'der' or 'pem'")
-    text = binascii.b2a_base64(der, newline=False)
+    from binascii import b2a_base64
+
+    text = b2a_base64(der, newline=False)
     lines = [text[at : at + 64] for at in range(0, len(text), 64)]
     return b"\n".join([b"-----BEGIN CERTIFICATE-----", *lines, b"-----END CERTIFICATE-----", b""])
 

@@ -16,10 +16,8 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
 
 from . import text
-from .background import BackgroundCopy, Linger
 from .errors import Deadline, timeout_error, would_block
 from .events import ChannelEvents, require_loop, running_loop
 from .options import (
@@ -42,8 +40,11 @@ from .transport import (
     is_plain_socket,
 )
 
+TYPE_CHECKING = False
+
 if TYPE_CHECKING:
     import asyncio
+    from typing import Any
 
 CLOSE_TIMEOUT = 5.0
 """Seconds that closing may take to send what was written."""
@@ -101,6 +102,8 @@ class Channel(Streams):
         if callback is not None:
             if not isinstance(channel, Channel):
                 raise TypeError("copying in the background needs a channel as the target")
+            from .background import BackgroundCopy  # rare
+
             BackgroundCopy(self, channel, size, callback).start()
             return None
         # Before the first byte is read, which would be lost.
@@ -589,6 +592,8 @@ class Channel(Streams):
             return False
         loop, transport, queue = events.loop, self._transport(), self._queue
         events.close()
+        from .background import Linger  # rare
+
         Linger(self, loop, transport, queue).start()
         return True
 

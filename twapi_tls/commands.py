@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, overload
 
 from ._native import TLSError
 from .channel import UNSET, Channel, close_anything, default_timeout
@@ -17,7 +16,7 @@ from .events import require_loop, running_loop
 from .listener import Listener
 from .names import a_label
 from .options import check_port, check_timeout
-from .registry import SocketCommand, connect_timeout, socket_command, tls_socket_command
+from .registry import calling, socket_command, tls_socket_command
 from .sockets import PendingConnection
 from .sspi import (
     Credentials,
@@ -25,14 +24,22 @@ from .sspi import (
     make_session,
     sspi_acquire_credentials,
 )
-from .tls import CredentialsChooser, TlsChannel, report_failure
+from .tls import TlsChannel, report_failure
 from .transport import carries_bytes, is_plain_socket
-from .verify import Policy, Verifier
+from .verify import Policy
+
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     import asyncio
+    from typing import Any, overload
 
-AcceptCallback = Callable[[TlsChannel, str, int], object]
+    from .registry import SocketCommand
+    from .tls import CredentialsChooser
+    from .verify import Verifier
+
+    AcceptCallback = Callable[[TlsChannel, str, int], object]
+
 
 HANDSHAKE_TIMEOUT = 60.0
 MAX_HANDSHAKES = 1000
@@ -72,43 +79,44 @@ def _policy(credentials: object) -> Policy:
     return credentials.config.policy if isinstance(credentials, Credentials) else Policy()
 
 
-@overload
-def tls_socket(
-    host: str,
-    port: int | str,
-    /,
-    *,
-    async_: bool = ...,
-    myaddr: str | None = ...,
-    myport: int | None = ...,
-    credentials: Credentials | None = ...,
-    peersubject: str | None = ...,
-    verifier: Verifier | None = ...,
-    socketcmd: SocketCommand | None = ...,
-    requestclientcert: bool = ...,
-    timeout: float | None = ...,
-    alpn: Iterable[str | bytes] | None = ...,
-    loop: asyncio.AbstractEventLoop | None = ...,
-) -> TlsChannel: ...
+if TYPE_CHECKING:
 
+    @overload
+    def tls_socket(
+        host: str,
+        port: int | str,
+        /,
+        *,
+        async_: bool = ...,
+        myaddr: str | None = ...,
+        myport: int | None = ...,
+        credentials: Credentials | None = ...,
+        peersubject: str | None = ...,
+        verifier: Verifier | None = ...,
+        socketcmd: SocketCommand | None = ...,
+        requestclientcert: bool = ...,
+        timeout: float | None = ...,
+        alpn: Iterable[str | bytes] | None = ...,
+        loop: asyncio.AbstractEventLoop | None = ...,
+    ) -> TlsChannel: ...
 
-@overload
-def tls_socket(
-    port: int | str,
-    /,
-    *,
-    server: AcceptCallback,
-    credentials: Credentials | CredentialsChooser,
-    requestclientcert: bool = ...,
-    verifier: Verifier | None = ...,
-    myaddr: str | None = ...,
-    socketcmd: SocketCommand | None = ...,
-    peersubject: str | None = ...,
-    alpn: Iterable[str | bytes] | None = ...,
-    loop: asyncio.AbstractEventLoop | None = ...,
-    handshake_timeout: float | None = ...,
-    max_handshakes: int = ...,
-) -> Listener: ...
+    @overload
+    def tls_socket(
+        port: int | str,
+        /,
+        *,
+        server: AcceptCallback,
+        credentials: Credentials | CredentialsChooser,
+        requestclientcert: bool = ...,
+        verifier: Verifier | None = ...,
+        myaddr: str | None = ...,
+        socketcmd: SocketCommand | None = ...,
+        peersubject: str | None = ...,
+        alpn: Iterable[str | bytes] | None = ...,
+        loop: asyncio.AbstractEventLoop | None = ...,
+        handshake_timeout: float | None = ...,
+        max_handshakes: int = ...,
+    ) -> Listener: ...
 
 
 def tls_socket(
@@ -284,7 +292,7 @@ def _client(
     channel = _client_channel(
         credentials, host if peersubject is None else peersubject, verifier, alpn, timeout
     )
-    token = connect_timeout.set(None if async_ else timeout)
+    before, calling.timeout = calling.timeout, None if async_ else timeout
     try:
         below = command(host, port, myaddr=myaddr, myport=myport, async_=async_)
         if isinstance(below, PendingConnection):
@@ -310,7 +318,7 @@ def _client(
         close_anything(channel)
         raise
     finally:
-        connect_timeout.reset(token)
+        calling.timeout = before
     return channel
 
 

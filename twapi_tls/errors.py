@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import errno
 import time
-from typing import TypeVar
 
 from . import _native
 from ._native import CODES, TLSClosedError, TLSError, TLSTimeoutError
 
-E = TypeVar("E", bound=TLSError)
+TYPE_CHECKING = False
+
+if TYPE_CHECKING:
+    from typing import TypeVar
+
+    E = TypeVar("E", bound=TLSError)
+
 
 VERIFYFAIL = ("TWAPI", "TLS", "VERIFYFAIL")
 

@@ -8,31 +8,30 @@ triggered, as Tcl's are, and a handler never runs inside the call that
 caused it.
 
 How the loop tells readiness is the only thing that depends on the loop:
-``add_reader`` where it works, else (Windows' Proactor loop) a thread with a
-selector. asyncio is imported at the first use only, since it imports ssl.
+pollers.py. asyncio is imported at the first use only, since it imports ssl.
 """
 
 from __future__ import annotations
 
-import select
-import socket
 import sys
 import threading
-import weakref
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Protocol
+
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     import asyncio
+    from typing import Any, Protocol
 
-Callback = Callable[[], object]
+    Callback = Callable[[], object]
+else:
+    Protocol = object
+
 
 # How long a thread that closes a channel waits for the channel's loop to
 # forget the descriptor, in seconds; the loop may be busy, or waiting for it.
 FORGET = 1.0
-# How long a selecting thread waits for something to select on, in seconds.
-IDLE = 1.0
 
 
 def running_loop() -> asyncio.AbstractEventLoop | None:
@@ -60,231 +59,6 @@ def require_loop(loop: asyncio.AbstractEventLoop | None) -> asyncio.AbstractEven
     if found.is_closed():
         raise RuntimeError("the event loop is closed")
     return found
-
-
-# --- readiness of descriptors
-
-
-class Poller(Protocol):
-    """Readiness callbacks; every method is called in the loop's thread.
-
-    A paused reader need not be called, if that saves work, until it is
-    resumed: its owner comes back by itself.
-    """
-
-    def add_reader(self, fd: int, callback: Callback) -> None: ...
-
-    def remove_reader(self, fd: int) -> None: ...
-
-    def pause_reader(self, fd: int) -> None: ...
-
-    def resume_reader(self, fd: int) -> None: ...
-
-    def add_writer(self, fd: int, callback: Callback) -> None: ...
-
-    def remove_writer(self, fd: int) -> None: ...
-
-
-class LoopPoller:
-    """A loop that watches descriptors itself (selector loops, uvloop)."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-
-    def add_reader(self, fd: int, callback: Callback) -> None:
-        self._loop.add_reader(fd, callback)
-
-    def remove_reader(self, fd: int) -> None:
-        self._loop.remove_reader(fd)
-
-    def pause_reader(self, fd: int) -> None:
-        """Calls too many cost less than telling the kernel."""
-
-    def resume_reader(self, fd: int) -> None:
-        """Was never paused."""
-
-    def add_writer(self, fd: int, callback: Callback) -> None:
-        self._loop.add_writer(fd, callback)
-
-    def remove_writer(self, fd: int) -> None:
-        self._loop.remove_writer(fd)
-
-
-class ThreadPoller:
-    """A thread that selects for a loop that cannot (as tornado's does).
-
-    The loop's thread hands over what to select on, the selecting thread
-    hands back what is ready and rests until that was dealt with, so that
-    level-triggered descriptors do not make it spin. Nor does a channel whose
-    handler takes little at a time: its descriptor is left out meanwhile. The
-    thread ends when the loop does, or when for ``IDLE`` seconds there was
-    nothing to select on.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        # The thread must not keep a forgotten loop alive.
-        self._loop = weakref.ref(loop)
-        self._readers: dict[int, Callback] = {}
-        self._writers: dict[int, Callback] = {}
-        self._paused: set[int] = set()  # of the readers
-        self._condition = threading.Condition()
-        self._job: tuple[list[int], list[int]] | None = None
-        self._busy = False
-        self._stop = False
-        self._thread: threading.Thread | None = None
-        self._waker: socket.socket | None = None
-        weakref.finalize(loop, ThreadPoller._quit, weakref.ref(self))
-
-    @staticmethod
-    def _quit(reference: weakref.ref[ThreadPoller]) -> None:
-        poller = reference()
-        if poller is not None:
-            with poller._condition:
-                poller._stop = True
-                poller._condition.notify()
-                poller._wake()
-
-    def _wake(self) -> None:
-        """Interrupts the thread's select(); the condition is held."""
-        if self._waker is not None:
-            with suppress(OSError):
-                self._waker.send(b"\0")
-
-    def _offer(self) -> None:
-        """Gives the thread the present sets, or interrupts it for them."""
-        with self._condition:
-            if self._busy:
-                self._wake()
-                return
-            self._busy = True
-            self._job = ([*self._readers.keys() - self._paused], list(self._writers))
-            if self._thread is None:
-                self._start()
-            self._condition.notify()
-
-    def _start(self) -> None:
-        self._waker, sleeper = socket.socketpair()
-        self._waker.setblocking(False)
-        sleeper.setblocking(False)
-        self._thread = threading.Thread(
-            target=self._run, args=(sleeper,), name="twapi_tls selector", daemon=True
-        )
-        self._thread.start()
-
-    def _next_job(self) -> tuple[list[int], list[int]] | None:
-        """What to select on; None: the thread has to end, and is forgotten."""
-        with self._condition:
-            if self._condition.wait_for(lambda: self._job or self._stop, IDLE) and not self._stop:
-                job, self._job = self._job, None
-                return job
-            self._forget_thread()
-            return None
-
-    def _forget_thread(self) -> None:
-        """The condition is held."""
-        self._thread = None
-        if self._waker is not None:
-            self._waker.close()
-            self._waker = None
-
-    def _run(self, sleeper: socket.socket) -> None:
-        with sleeper:
-            while (job := self._next_job()) is not None:
-                readers, writers = job
-                try:
-                    ready = select.select([*readers, sleeper.fileno()], writers, writers)
-                    closed = False
-                except (OSError, ValueError):
-                    # A descriptor was closed: the next sets lack it.
-                    ready, closed = ([], [], []), True
-                with suppress(OSError):
-                    while sleeper.recv(4096):
-                        pass
-                loop = self._loop()
-                try:
-                    if loop is None:
-                        raise RuntimeError("the loop is gone")
-                    loop.call_soon_threadsafe(self._deal, ready[0], [*ready[1], *ready[2]], closed)
-                except RuntimeError:  # or closed
-                    with self._condition:
-                        self._forget_thread()
-                    return
-                del loop
-
-    def _deal(self, readable: list[int], writable: list[int], closed: bool) -> None:
-        for fds, callbacks in ((readable, self._readers), (writable, self._writers)):
-            for fd in fds:
-                callback = callbacks.get(fd)
-                if callback is not None:
-                    callback()
-        with self._condition:
-            self._busy = False
-        if closed:
-            # One that nobody removed would end every select() at once.
-            for callbacks in (self._readers, self._writers):
-                for fd in [fd for fd in callbacks if not _is_open(fd)]:
-                    del callbacks[fd]
-            self._paused &= self._readers.keys()
-        if self._readers.keys() - self._paused or self._writers:
-            self._offer()
-
-    def add_reader(self, fd: int, callback: Callback) -> None:
-        self._readers[fd] = callback
-        self._offer()
-
-    def remove_reader(self, fd: int) -> None:
-        self._paused.discard(fd)
-        if self._readers.pop(fd, None) is not None:
-            self._interrupt()
-
-    def pause_reader(self, fd: int) -> None:
-        self._paused.add(fd)
-
-    def resume_reader(self, fd: int) -> None:
-        if fd in self._paused:
-            self._paused.remove(fd)
-            self._offer()
-
-    def add_writer(self, fd: int, callback: Callback) -> None:
-        self._writers[fd] = callback
-        self._offer()
-
-    def remove_writer(self, fd: int) -> None:
-        if self._writers.pop(fd, None) is not None:
-            self._interrupt()
-
-    def _interrupt(self) -> None:
-        with self._condition:
-            self._wake()
-
-
-def _is_open(fd: int) -> bool:
-    try:
-        select.select([], [fd], [fd], 0)
-    except (OSError, ValueError):
-        return False
-    return True
-
-
-_pollers: weakref.WeakKeyDictionary[Any, Poller] = weakref.WeakKeyDictionary()
-
-
-def poller_of(loop: asyncio.AbstractEventLoop) -> Poller:
-    """The poller that suits a loop: found by trying, not by platform."""
-    poller = _pollers.get(loop)
-    if poller is None:
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-            try:
-                loop.add_reader(ours.fileno(), lambda: None)
-                loop.remove_reader(ours.fileno())
-            except NotImplementedError:
-                poller = ThreadPoller(loop)
-                _pollers[loop] = poller
-            else:
-                # Not kept: it refers to its key and would never go.
-                poller = LoopPoller(loop)
-    return poller
 
 
 # --- a channel's handlers
@@ -324,6 +98,8 @@ class ChannelEvents:
         self.loop = loop
         self.readable: Callback | None = None
         self.writable: Callback | None = None
+        from .pollers import poller_of  # loaded by who has a loop
+
         self._poller = poller_of(loop)
         self._fd_read = -1
         self._fd_write = -1

@@ -5,20 +5,24 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NoReturn
 
 from ._native import TLSError
 from .channel import Channel, close_anything
 from .errors import closed_error, make_error, timeout_error
 from .events import report
 from .options import READ_ONLY, TLS_READ_ONLY
-from .pool import StepPool, cores
 from .sspi import Credentials, make_session
-from .tls import CredentialsChooser, TlsChannel
-from .verify import Verifier, discard_awaitable, is_awaitable
+from .tls import TlsChannel
+from .verify import discard_awaitable, is_awaitable
+
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     import asyncio
+    from typing import Any, NoReturn
+
+    from .tls import CredentialsChooser
+    from .verify import Verifier
 
 
 class Listener(Channel):
@@ -54,7 +58,10 @@ class Listener(Channel):
         self._below: Any = None
         self._paused = False
         self._thread = threading.get_ident()
-        self._pool = StepPool(cores()) if cores() > 1 else None
+        # Loaded by who listens: a client needs none.
+        from .pool import new_pool
+
+        self._pool = new_pool()
 
     @property
     def state(self) -> str:

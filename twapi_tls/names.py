@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ipaddress
+import socket
 
 
 def a_label(name: str) -> str:
@@ -16,11 +16,11 @@ def a_label(name: str) -> str:
     bare = name.partition("%")[0]
     if bare.startswith("[") and bare.endswith("]"):
         bare = bare[1:-1]
-    try:
-        ipaddress.ip_address(bare)
-    except ValueError:
-        pass
-    else:
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            socket.inet_pton(family, bare)
+        except (OSError, UnicodeError):
+            continue
         return bare
     if name.isascii():
         return name

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import socket
 import threading
-from typing import Any, Final, TypeVar
 
-T = TypeVar("T")
+TYPE_CHECKING = False
+
+if TYPE_CHECKING:
+    from typing import Any, Final, TypeVar
+
+    T = TypeVar("T")
+
 
 BUFFERING: Final = ("full", "line", "none")
 RAGGED: Final = ("error", "eof")

@@ -65,3 +65,9 @@ class StepPool:
                 self._waiting -= job is not None
             if job is not None:
                 job()
+
+
+def new_pool() -> StepPool | None:
+    """A pool as large as the machine has use for; None on one processor."""
+    size = cores()
+    return StepPool(size) if size > 1 else None

@@ -6,21 +6,31 @@ call. The default is ours.
 
 from __future__ import annotations
 
-import contextvars
 import threading
 from collections.abc import Callable
-from typing import Any
 
 from .options import check_port
-from .sockets import AcceptCallback, ListeningSocket, PendingConnection, connect
+from .sockets import ListeningSocket, PendingConnection, connect
 
-SocketCommand = Callable[..., Any]
+TYPE_CHECKING = False
 
-# A socket command has no timeout among its arguments: tls_socket's reaches
-# the default command through here, also when another command wraps it.
-connect_timeout: contextvars.ContextVar[float | None] = contextvars.ContextVar(
-    "twapi_tls_connect_timeout", default=None
-)
+if TYPE_CHECKING:
+    from typing import Any
+
+    from .sockets import AcceptCallback
+
+    SocketCommand = Callable[..., Any]
+
+
+class _Calling(threading.local):
+    """What this thread's ``tls_socket`` has to tell the default command, also
+    when another command wraps it: commands have no timeout among their
+    arguments."""
+
+    timeout: float | None = None  # seconds
+
+
+calling = _Calling()
 
 
 def socket_command(
@@ -47,7 +57,7 @@ def socket_command(
     host, port = address[0], check_port(address[1])
     if myport is not None:
         myport = check_port(myport, "myport")
-    timeout = connect_timeout.get()
+    timeout = calling.timeout
 
     def attempt() -> Any:
         return connect(host, port, myaddr=myaddr, myport=myport, timeout=timeout)

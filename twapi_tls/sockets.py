@@ -10,14 +10,19 @@ import socket
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
 
-from .events import Poller, poller_of, report
+from .events import report
+
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     import asyncio
+    from typing import Any
 
-AcceptCallback = Callable[[Any, str, int], object]
+    from .pollers import Poller
+
+    AcceptCallback = Callable[[Any, str, int], object]
+
 
 # Connections taken per readiness, so that a flood does not starve the loop.
 ACCEPTS = 64
@@ -148,6 +153,8 @@ class ListeningSocket:
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begins to accept; in the loop's thread, or before it runs."""
         self._loop = loop
+        from .pollers import poller_of  # loaded by who has a loop
+
         self._poller = poller_of(loop)
         self.resume()
 

@@ -9,17 +9,29 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 
 from . import _native
 from ._native import TLSError
-from .certs import Certificate, Revocation, Store, issuers_not_found
+from .certs import Certificate, Store, issuers_not_found
 from .names import a_label
 from .options import check_flag, check_seconds, expect
 from .verify import Policy, default_verdict
 
+TYPE_CHECKING = False
+
 if TYPE_CHECKING:
+    from typing import Any, Final, Literal, NamedTuple, Protocol
+
     from typing_extensions import Buffer
+
+    from .certs import Revocation
+
+    Role = Literal["client", "server"]
+    CertificateChooser = Callable[["SspiContext", list[bytes]], "Credentials | None"]
+else:
+    from .tuples import NamedTuple
+
+    Protocol = object
 
 PACKAGE: Final = "Microsoft Unified Security Protocol Provider"
 _PACKAGES: Final = {"unisp", "schannel", "tls", "ssl", PACKAGE.lower()}
@@ -32,9 +44,6 @@ _REVOCATION: Final[dict[str, Revocation]] = {
     "excluderoot": "excluderoot",
     "besteffort": "all",
 }
-
-Role = Literal["client", "server"]
-CertificateChooser = Callable[["SspiContext", list[bytes]], "Credentials | None"]
 
 
 class ConnectionFacts(NamedTuple):

@@ -15,7 +15,6 @@ from __future__ import annotations
 import errno
 import threading
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 from . import text
 from ._native import TLSTruncatedError
@@ -23,7 +22,11 @@ from .errors import Deadline, add_written, would_block, written
 from .gather import blocks_of, gathered
 from .transport import CHUNK, ByteTransport
 
+TYPE_CHECKING = False
+
 if TYPE_CHECKING:
+    from typing import Any, BinaryIO, NoReturn
+
     from typing_extensions import Buffer
 
 QUEUE_LIMIT = 1 << 20

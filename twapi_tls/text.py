@@ -16,7 +16,11 @@ from __future__ import annotations
 import codecs
 import io
 from collections import deque
-from typing import Final
+
+TYPE_CHECKING = False
+
+if TYPE_CHECKING:
+    from typing import Final
 
 TRANSLATIONS: Final = ("auto", "binary", "lf", "cr", "crlf")
 

@@ -16,23 +16,20 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import _native
 from ._native import TLSError, TLSTimeoutError
-from .asking import Asker, in_a_thread
 from .certs import Certificate
 from .channel import Channel, close_anything
 from .errors import Deadline, closed_error, make_error, timeout_error
 from .events import ChannelEvents, report, require_loop, running_loop
 from .options import READ_ONLY, TLS_READ_ONLY
 from .sockets import PendingConnection
-from .sspi import ConnectionFacts, Credentials, Role, SspiContext, answer_certificate
+from .sspi import ConnectionFacts, Credentials, SspiContext, answer_certificate
 from .transport import ByteTransport, TlsTransport, session_transport
 from .verify import (
     Policy,
     Refusal,
-    Verifier,
     call_verifier,
     default_verdict,
     discard_awaitable,
@@ -41,13 +38,20 @@ from .verify import (
     refuse_awaitable,
 )
 
+TYPE_CHECKING = False
+
 if TYPE_CHECKING:
     import asyncio
+    from typing import Any, NoReturn
 
+    from .asking import Asker
     from .pool import StepPool
+    from .sspi import Role
+    from .verify import Verifier
+
+    CredentialsChooser = Callable[[str, list[bytes], list[int]], Credentials]
 
 GRACE = 0.2  # seconds
-CredentialsChooser = Callable[[str, list[bytes], list[int]], Credentials]
 
 
 class TlsChannel(Channel):
@@ -260,17 +264,16 @@ class TlsChannel(Channel):
         loop. A non-blocking channel without a loop has nobody to tell: it
         waits.
         """
-        start: Callable[[Callable[[], object]], object] | None = None
-        if self._asks and (deadline.timeout != 0 or self._driven):
-            start = in_a_thread
-        elif self._pool is not None and self._pool.crowded and deadline.timeout == 0:
-            start = self._pool.submit
-        if start is None and self._asker is None:
+        asks = self._asks and (deadline.timeout != 0 or self._driven)
+        pool = self._pool if self._pool is not None and self._pool.crowded else None
+        if self._asker is None and not asks and (pool is None or deadline.timeout != 0):
             return tls.handshake(deadline.left())
+        from .asking import Asker, in_a_thread  # most channels never come here
+
+        start = in_a_thread if asks or pool is None else pool.submit
         while True:
             asker = self._asker
             if asker is None:
-                assert start is not None
                 asker = Asker(partial(tls.handshake, deadline.left()), self._kick, start)
                 self._asker = asker
             left = deadline.left()

@@ -17,13 +17,18 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from . import _native
 from .errors import Deadline, closed_error
 
+TYPE_CHECKING = False
+
 if TYPE_CHECKING:
+    from typing import Any, Protocol
+
     from typing_extensions import Buffer
+else:
+    Protocol = object
 
 CHUNK = 65536
 
@@ -59,7 +64,6 @@ class ByteTransport(Protocol):
         """Closes; ends calls that wait in it. Idempotent."""
 
 
-@runtime_checkable
 class StreamTransport(Protocol):
     """What an object needs so that ``starttls`` can wrap it.
 
@@ -137,7 +141,8 @@ def is_plain_socket(thing: object) -> bool:
 
 def carries_bytes(thing: object) -> bool:
     """Is it a socket, a channel or another ``StreamTransport``?"""
-    return isinstance(thing, StreamTransport) and not isinstance(thing, type)
+    methods = (getattr(thing, name, None) for name in ("recv", "send", "close"))
+    return not isinstance(thing, type) and all(map(callable, methods))
 
 
 class SocketTransport:

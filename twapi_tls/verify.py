@@ -8,16 +8,21 @@ inside the engine.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import _native
-from .certs import Revocation
 from .errors import VERIFYFAIL, code, make_error
 
+TYPE_CHECKING = False
+
 if TYPE_CHECKING:
+    from typing import Any, NamedTuple
+
+    from .certs import Revocation
     from .channel import Channel
 
-Verifier = Callable[..., Any]
+    Verifier = Callable[..., Any]
+else:
+    from .tuples import NamedTuple
 
 
 class Policy(NamedTuple):
