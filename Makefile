@@ -145,7 +145,7 @@ sanitize: sanitized
 
 # What nobody holds any more at the end: the C unit programs, and the tests
 # that drive the C floors hardest.
-LEAK_TESTS = $(addprefix tests/test_, session_scripted.py provider_contract.py \
+LEAK_TESTS = $(addprefix tests/test_, session_scripted.py schannel_scripted.py provider_contract.py \
 	session.py adversary.py record.py hello.py wire.py)
 leaks: sanitized
 	PYTHONPATH=$(CURDIR)/$(SANITIZED) PYTHONSAFEPATH=1 PYTHONMALLOC=malloc \
