@@ -576,6 +576,12 @@ static const char *cipher_of(ULONG algorithm)
     }
 }
 
+static enum tw_status nothing_yet(struct tw_error *err)
+{
+    return query_failed(SEC_E_INVALID_HANDLE, err,
+                        "the handshake has not come that far");
+}
+
 static enum tw_status facts(CtxtHandle *ctx, struct tw_facts *out,
                             struct tw_error *err)
 {
@@ -600,6 +606,11 @@ static enum tw_status facts(CtxtHandle *ctx, struct tw_facts *out,
     memset(&cipher, 0, sizeof(cipher));
     cipher.dwVersion = SECPKGCONTEXT_CIPHERINFO_V1;
     if (query(ctx, SECPKG_ATTR_CIPHER_INFO, &cipher) == SEC_E_OK) {
+        if (cipher.dwCipherSuite == 0 && cipher.dwCipherLen == 0) {
+            /* the null suite is what one begins with (RFC 5246, A.5); Wine
+               answers as soon as there is a context */
+            return nothing_yet(err);
+        }
         if (out->protocol == 0) {
             out->protocol = wire_protocol(cipher.dwProtocol);
         }
@@ -610,9 +621,7 @@ static enum tw_status facts(CtxtHandle *ctx, struct tw_facts *out,
         narrow(out->cipher_name, sizeof(out->cipher_name), cipher.szCipher);
     } else if (connection.dwProtocol == 0
                && connection.dwCipherStrength == 0) {
-        /* Wine has an answer as soon as there is a context */
-        return query_failed(SEC_E_INVALID_HANDLE, err,
-                            "the handshake has not come that far");
+        return nothing_yet(err);
     } else {
         (void)snprintf(out->cipher_name, sizeof(out->cipher_name), "%s",
                        cipher_of(connection.aiCipher));
