@@ -71,7 +71,7 @@ _RESET = "Winsock drops what was received when the peer resets"
 _ALPN = "GnuTLS takes names of at most 32 bytes for ALPN"
 _NO_ALPN = "Wine's servers go on where no ALPN name is common"
 _ISSUERS = "GnuTLS, beneath Wine, shows no certificate of an issuer that the server does not name"
-_RENEGOTIATE = "Wine answers HelloRequest and KeyUpdate with SEC_E_OK, never SEC_I_RENEGOTIATE"
+_RENEGOTIATE = "Wine knows no renegotiation: HelloRequest and KeyUpdate are SEC_E_OK without data"
 _STRENGTH = "Wine heeds no cipher strength in SCHANNEL_CRED"
 _DER = "crypt32 does not insist on DER in a signature's padding"
 _CHAIN = "Wine's servers send no intermediates"
@@ -86,7 +86,6 @@ _P7 = "crypt32 does not tell one kind of PKCS #7 from garbage"
 _OLD_PEM = "Windows opens no keys encrypted as in old PEM files (Proc-Type)"
 _FORMS = "on Windows a serialized store is crypt32's own form, no PEM"
 _COUNTS = "counts descriptors, which Windows does not list; windows/soak.py does it"
-_SLOW = "a connection for each byte of a handshake takes minutes under Wine"
 _BOUND = "how long a client's chain may be is Schannel's own affair"
 _EC = "makes a certificate of a P-256 key by hand"
 
@@ -116,7 +115,6 @@ _WINDOWS_LACKS: dict[str, str] = {
 }
 _WINE_LACKS: dict[str, str] = {
     "test_bad_input.py::test_a_client_certificate_chooser_that_misbehaves*": _ASKS,
-    "test_bad_input.py::test_a_peer_that_goes_at_any_point*": _SLOW,
     "test_bad_input.py::test_bad_records_on_an_open_channel*": _ALERTS,
     "test_certificates.py::test_other_keys_serve_too*": _CURVES,
     "test_certificates.py::test_version_1_has_no_extensions*": _EC,
@@ -173,6 +171,7 @@ _WINE_LACKS: dict[str, str] = {
     "test_stores.py::test_pfx_with_many_keys*": _PFX,
     "test_twapi_client.py::test_tls_socket_client_4_0*": _MASK,
     "test_twapi_openssl.py::test_tls_server_openssl_1_0*": _ASKS,
+    "test_wire.py::test_a_peer_renegotiates_while_we_write*": _RENEGOTIATE,
     "test_verifier.py::test_a_server_verifies_no_certificate_of_its_own_accord*": _ASKS,
     "test_verifier.py::test_a_servers_verifier_on_resumed_sessions*": _RESUMED,
     "test_verifier.py::test_an_awaitable_is_awaited*[[]'ok'-server-1.3]": _ALERTS,
@@ -200,6 +199,14 @@ _WINE_LACKS: dict[str, str] = {
     "test_verify.py::test_the_fresh_list_beats_the_stale_one*": _CRL,
     "test_verify.py::test_version_1_certificates*": _EC,
 }
+
+
+def rounds(count: int) -> int:
+    """How often to do what is done many times: under Wine a tenth of it.
+
+    There each system call of a round is a conversation between processes.
+    """
+    return max(count // 10, 1) if WINE else count
 
 
 # Files that cannot even be imported there.

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from certs import Identity, Pki
+from platforms import rounds
 from twapi_support import (
     CERTIFICATE_ALERTS,
     EOF,
@@ -402,16 +403,17 @@ def test_starttlsIO_3_0(pki: Pki, server_identity: Identity) -> None:
 
 def test_starttlsIO_3_0_1(pki: Pki) -> None:
     """starttlsIO-3.0.1: 5000 questions and answers."""
+    questions = rounds(5000)
     with serving(starttls_server(pki.server, answer_lines, blocking=False)) as served:
         with wrap(served.port, **ours(pki, "localhost")) as channel:
             channel.configure(buffering="line", translation="lf")
-            for number in range(5000):
+            for number in range(questions):
                 line = str(number).encode()
                 channel.puts(line)
                 assert channel.gets() == line[::-1]
             channel.puts(b"quit")
             assert channel.gets() is None
-        assert served.result() == [*map(str, range(5000)), "quit"]
+        assert served.result() == [*map(str, range(questions)), "quit"]
 
 
 def test_tlsIO_3_1(pki: Pki) -> None:
