@@ -109,7 +109,10 @@ async def on_asyncio_ours(ours: Ours, measure: Measure) -> None:
         channel.configure(blocking=False)
 
         def readable() -> None:
-            channel.sendall(channel.recv(64))
+            if not (data := channel.recv(64)):
+                channel.close()  # all was measured, and the clients go
+                return
+            channel.sendall(data)
             if measure.note():
                 over.set()
 
