@@ -610,15 +610,41 @@ def test_facts_that_cannot_be_told(code: int) -> None:
     play.done()
 
 
-def test_an_answer_about_nothing_is_no_fact() -> None:
+@pytest.mark.parametrize(
+    "queries",
+    [
+        [(sspi.ATTR_CONNECTION_INFO, connection(0))],
+        [
+            (sspi.ATTR_CONNECTION_INFO, connection(CLIENT_12)),
+            (sspi.ATTR_CIPHER_INFO, cipher_info(0x303, 0, ("TLS_NULL_WITH_NULL_NULL", ""), 0)),
+        ],
+    ],
+    ids=["no protocol", "null suite"],
+)
+def test_an_answer_about_nothing_is_no_fact(queries: list[tuple[int, bytes]]) -> None:
     """Wine has one as soon as there is a context."""
     play = Play(t)
     play.add("step", CONTINUE, token=HELLO, remote=False)
-    play.add("query", OK, attribute=sspi.ATTR_CONNECTION_INFO, token=connection(0))
+    for attribute, answer in queries:
+        play.add("query", OK, attribute=attribute, token=answer)
     play.session.handshake()
-    facts = play.facts()
-    assert (facts["facts"], facts["protocol"]) == (E_STATE, 0)
+    assert play.facts()["facts"] == E_STATE
     play.done()
+
+
+def test_half_an_answer_is_told_as_far_as_it_goes() -> None:
+    facts = told((sspi.ATTR_CONNECTION_INFO, OK, connection(0, 0x660E, 128)))
+    assert (facts["facts"], facts["protocol"], facts["bits"]) == (DONE, 0, 128)
+    facts = told(
+        (sspi.ATTR_CONNECTION_INFO, OK, connection(CLIENT_13)),
+        (sspi.ATTR_CIPHER_INFO, OK, cipher_info(0x304, 0, ("", "AES"), 128)),
+    )
+    assert (facts["suite"], facts["bits"], facts["protocol"]) == (0, 128, TLS13)
+    facts = told(
+        (sspi.ATTR_CONNECTION_INFO, OK, connection(CLIENT_13)),
+        (sspi.ATTR_CIPHER_INFO, OK, cipher_info(0x304, 0x1301, ("", "AES"), 0)),
+    )
+    assert (facts["suite"], facts["bits"]) == (0x1301, 0)
 
 
 # --- channel bindings ---------------------------------------------------------------------

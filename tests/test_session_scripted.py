@@ -257,6 +257,8 @@ def test_malformed_alpn_is_an_argument_error(alpn: bytes) -> None:
         ("1..2.3", "1..2.3"),
         ("1.2.3.4.5", "1.2.3.4.5"),
         ("1.2.3.", "1.2.3"),
+        ("1.2.3.0001", "1.2.3.0001"),
+        ("[v1.x]", ""),
         ("bücher.example", "bücher.example"),
         ("\U0001f512.example", "\U0001f512.example"),
         ("x" * 255, "x" * 255),
@@ -659,6 +661,38 @@ def test_at_the_end_the_verdict_is_due_whatever_is_known(remote: Any) -> None:
     assert play.session.verdict(0) == DONE
     assert (play.state, play.take()) == (OPEN, FINISHED)
     assert play.session.handshake() == DONE
+    play.done()
+
+
+def test_that_a_server_has_no_certificate_is_believed_at_the_end_only() -> None:
+    """A server of TLS has one: an engine that says "none" before it came says it too early."""
+    play = Play(ask_verdict=True)
+    play.add("step", CONTINUE, token=HELLO, remote=None)
+    play.add("step", CONTINUE, input=ANSWER, token=FINISHED)
+    play.add("step", OK, input=FINISHED)
+    assert play.session.handshake() == WANT_READ
+    play.session.feed(ANSWER)
+    assert play.session.handshake() == WANT_READ
+    play.session.feed(FINISHED)
+    assert play.session.handshake() == WANT_VERDICT
+    assert play.facts()["remote_status"] == E_NOT_FOUND
+    assert play.session.verdict(FAILURES["SEC_E_UNTRUSTED_ROOT"], "") == E_REFUSED
+    assert "not trusted" in play.error["detail"]  # no words are none
+    play.done()
+
+
+def test_that_a_client_has_no_certificate_is_believed_at_once() -> None:
+    play = Play(SERVER, ask_verdict=True, request_cert=True)
+    play.add("step", CONTINUE, token=ANSWER, remote=False)
+    play.add("step", CONTINUE, input=FINISHED, token=b"held", remote=None)
+    play.session.feed(record(sspi.client_hello(None), 22))
+    assert play.session.handshake() == WANT_READ
+    assert play.facts()["sni"] == ""
+    play.session.feed(FINISHED)
+    assert play.session.handshake() == WANT_VERDICT
+    assert play.take() == ANSWER
+    assert play.session.verdict(0) == DONE
+    assert play.take() == b"held"
     play.done()
 
 
@@ -1264,7 +1298,9 @@ def test_the_stream_ends_in_a_renegotiation() -> None:
 
 def test_close_notify_waits_for_the_end_of_a_renegotiation() -> None:
     play = renegotiating()
+    assert not play.facts()["close_waits"]
     assert play.session.shutdown() == DONE
+    assert play.facts()["close_waits"]
     assert play.take() == b""
     assert play.session.write(b"x") == (E_CLOSED, 0)
     play.add("step", OK, input=ANSWER, token=b"finished again")
@@ -1272,7 +1308,9 @@ def test_close_notify_waits_for_the_end_of_a_renegotiation() -> None:
     play.add("step", OK, no_input=True, token=b"close_notify")
     play.session.feed(ANSWER)
     assert play.session.read(10) == (WANT_READ, b"")
+    assert play.facts()["has_output"] and not play.facts()["close_waits"]
     assert play.take() == b"finished againclose_notify"
+    assert not play.facts()["has_output"] and not play.facts()["busy"]
     play.done()
 
 

@@ -517,8 +517,8 @@ static PyObject *session_new(PyTypeObject *type, PyObject *args,
     tw_error_clear(&err);
     if (!PyArg_ParseTupleAndKeywords(
             args, kwargs, "O!iO|z#z#ppppp", names, script_type, &script,
-            &role, &cred, &config.target, &target_len, &alpn, &alpn_len, &request_cert,
-            &ask_verdict, &ask_credentials, &ask_certificate,
+            &role, &cred, &config.target, &target_len, &alpn, &alpn_len,
+            &request_cert, &ask_verdict, &ask_credentials, &ask_certificate,
             &ragged_eof)) {
         return NULL;
     }
@@ -923,7 +923,8 @@ static PyObject *session_facts(PyObject *self, PyObject *ignored)
         tw_session_ocsp(s, add_bytes, staple);
         answer = Py_BuildValue(
             "{s:i,s:n,s:n,s:n,s:O,s:O,s:k,s:s,s:i,s:k,s:s,s:i,s:N,s:i,s:i,"
-            "s:i,s:O,s:O,s:N,s:O,s:O,s:i,s:i,s:i,s:s,s:s,s:N}",
+            "s:i,s:O,s:O,s:N,s:O,s:O,s:i,s:i,s:i,s:s,s:s,s:N,"
+            "s:O,s:O,s:O}",
             "state", (int)tw_session_state(s), "missing",
             (Py_ssize_t)tw_session_missing(s), "pending",
             (Py_ssize_t)tw_session_pending(s), "input",
@@ -941,7 +942,10 @@ static PyObject *session_facts(PyObject *self, PyObject *ignored)
             cred != NULL ? Py_True : Py_False, "suite", (int)facts.suite,
             "bits", facts.bits, "resumed", facts.resumed, "suite_name",
             facts.suite_name, "cipher_name", facts.cipher_name, "local",
-            ext_bytes(own, own_len));
+            ext_bytes(own, own_len), "close_waits",
+            tw_session_close_waits(s) ? Py_True : Py_False, "has_output",
+            tw_session_has_output(s) ? Py_True : Py_False, "busy",
+            tw_session_busy(s) ? Py_True : Py_False);
     }
     ext_engine.provider->cert_free(remote);
     ext_engine.provider->cert_free(local);
