@@ -1132,11 +1132,52 @@ static PyObject *fail_sealed(PyObject *self, enum tw_status st,
     return NULL;
 }
 
+/* Seals c->src to c->dst and c->more; the two as bytes. */
+static PyObject *sealed(PyObject *self, struct call *c)
+{
+    enum tw_status st = run(session_of(self), c);
+
+    return st < 0 ? fail_sealed(self, st, c) : join(c->dst, c->n, c->more);
+}
+
+/* Apart, so that its frame is there for small writes only: one record, and
+   no need to ask for its size first. */
+static PyObject *encrypt_small(PyObject *self, struct call *c)
+{
+    uint8_t room[SMALL + 512];
+
+    c->dst = room;
+    c->room = sizeof(room);
+    return sealed(self, c);
+}
+
+/* Straight into a bytes object of the size that the records will have. */
+static PyObject *encrypt_large(PyObject *self, struct call *c)
+{
+    enum tw_status st;
+    PyObject *bytes;
+    PyObject *whole;
+
+    c->room = tw_session_sealed_size(core_of(self), c->len);
+    bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)c->room);
+    if (bytes == NULL) {
+        return NULL;
+    }
+    c->dst = (uint8_t *)PyBytes_AsString(bytes);
+    st = run(session_of(self), c);
+    if (st >= 0 && c->n == c->room && tw_buffer_length(c->more) == 0) {
+        return bytes;
+    }
+    whole = st < 0 ? fail_sealed(self, st, c)
+                   : join(c->dst, c->n, c->more);
+    Py_DECREF(bytes);
+    return whole;
+}
+
 static PyObject *session_encrypt(PyObject *self, PyObject *arg)
 {
     struct call c = {.op = OP_SEAL};
     struct tw_buffer more;
-    enum tw_status st;
     PyObject *bytes;
     Py_buffer view;
 
@@ -1147,27 +1188,15 @@ static PyObject *session_encrypt(PyObject *self, PyObject *arg)
     c.more = &more;
     c.src = view.buf;
     c.len = (size_t)view.len;
-    /* Without an exact size the records pass through the output, which is
-       copied out once as well. */
-    c.room = c.len > SMALL && !tw_session_sealed_exactly(core_of(self))
-                 ? 0
-                 : tw_session_sealed_size(core_of(self), c.len);
-    bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)c.room);
-    if (bytes == NULL) {
-        goto done;
+    if (c.len <= SMALL) {
+        bytes = encrypt_small(self, &c);
+    } else if (tw_session_sealed_exactly(core_of(self))) {
+        bytes = encrypt_large(self, &c);
+    } else {
+        /* Without an exact size the records pass through the output, which
+           is copied out once as well. */
+        bytes = sealed(self, &c);
     }
-    c.dst = (uint8_t *)PyBytes_AsString(bytes);
-    st = run(session_of(self), &c);
-    if (st < 0) {
-        (void)fail_sealed(self, st, &c);
-        Py_CLEAR(bytes);
-    } else if (c.n != c.room || tw_buffer_length(&more) != 0) {
-        PyObject *exact = join(c.dst, c.n, &more);
-
-        Py_DECREF(bytes);
-        bytes = exact;
-    }
-done:
     tw_buffer_free(&more);
     PyBuffer_Release(&view);
     return bytes;

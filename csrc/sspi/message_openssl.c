@@ -294,8 +294,12 @@ SECURITY_STATUS tw_octx_seal(CtxtHandle *ctx, const uint8_t *src, size_t len,
     if (c->dead || sent_shutdown(c)) {
         return SEC_E_CONTEXT_EXPIRED;
     }
-    tw_octx_stream_sizes(c, &sizes);
-    around = (size_t)sizes.cbHeader + sizes.cbTrailer;
+    if (c->records) {
+        around = (size_t)c->records->header + c->records->tail;
+    } else {
+        tw_octx_stream_sizes(c, &sizes);
+        around = (size_t)sizes.cbHeader + sizes.cbTrailer;
+    }
     while (*taken < len) {
         size_t part = len - *taken < 16384 ? len - *taken : 16384, n;
         if (c->records && tw_records_due(c->records)) {
