@@ -317,12 +317,19 @@ static bool sent_no_renegotiation;
  *   unexpected_message)
  * and name it otherwise:
  *   an alert of an unknown level is not the peer's word
+ *   TLS 1.2, a record too short for nonce and tag fails its MAC; of some
+ *   libssl (3.0.19) says that it failed itself
  * and once take what it refuses:
  *   TLS 1.2, a warning no_renegotiation that nobody asked for is a warning
  */
 static bool stricter(SECURITY_STATUS engine, SECURITY_STATUS object)
 {
-    if (sent_type == SSL3_RT_ALERT && engine < 0 && object < 0) {
+    const struct tw_records *keys = &ends[OBJECT].keys;
+    bool too_short = !tls13
+                     && ends[OBJECT].len < (size_t)keys->header + keys->tail;
+
+    if ((sent_type == SSL3_RT_ALERT || too_short) && engine < 0
+        && object < 0) {
         return true;
     }
     if (!tls13 && sent_type == SSL3_RT_ALERT && sent_no_renegotiation
