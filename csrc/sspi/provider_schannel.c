@@ -578,7 +578,7 @@ static const char *cipher_of(ULONG algorithm)
 
 static enum tw_status nothing_yet(struct tw_error *err)
 {
-    return query_failed(SEC_E_INVALID_HANDLE, err,
+    return tw_error_set(err, TW_E_STATE, SEC_E_INVALID_HANDLE,
                         "the handshake has not come that far");
 }
 
