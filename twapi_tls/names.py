@@ -19,7 +19,7 @@ def a_label(name: str) -> str:
     for family in (socket.AF_INET, socket.AF_INET6):
         try:
             socket.inet_pton(family, bare)
-        except (OSError, UnicodeError):
+        except (OSError, ValueError):  # ValueError: NUL, or no ASCII
             continue
         return bare
     if name.isascii():
