@@ -86,30 +86,37 @@ static const char *hash_name(size_t hash_len)
     return hash_len == 48 ? "SHA384" : "SHA256";
 }
 
-static bool derive(EVP_KDF *kdf, OSSL_PARAM *params, uint8_t *out,
-                   size_t len)
+/* HKDF-Expand with this secret, any number of times; NULL on failure. */
+static EVP_KDF_CTX *expander(size_t hash_len, const uint8_t *secret)
 {
-    EVP_KDF_CTX *ctx = EVP_KDF_CTX_new(kdf);
-    bool good = ctx && EVP_KDF_derive(ctx, out, len, params) > 0;
+    EVP_KDF_CTX *ctx = EVP_KDF_CTX_new(hkdf);
+    int mode = EVP_KDF_HKDF_MODE_EXPAND_ONLY;
+    OSSL_PARAM params[4];
 
-    EVP_KDF_CTX_free(ctx);
-    if (!good) {
-        ERR_clear_error();
+    params[0] = OSSL_PARAM_construct_int(OSSL_KDF_PARAM_MODE, &mode);
+    params[1] = OSSL_PARAM_construct_utf8_string(
+        OSSL_KDF_PARAM_DIGEST, (char *)(uintptr_t)hash_name(hash_len), 0);
+    params[2] = OSSL_PARAM_construct_octet_string(
+        OSSL_KDF_PARAM_KEY, (void *)(uintptr_t)secret, hash_len);
+    params[3] = OSSL_PARAM_construct_end();
+    if (ctx && EVP_KDF_CTX_set_params(ctx, params) != 1) {
+        EVP_KDF_CTX_free(ctx);
+        ctx = NULL;
     }
-    return good;
+    return ctx;
 }
 
-bool tw_expand_label(size_t hash_len, const uint8_t *secret,
-                     const char *label, const uint8_t *context,
-                     size_t context_len, uint8_t *out, size_t len)
+/* HKDF-Expand-Label of an expander's secret; ctx may be NULL. */
+static bool expand(EVP_KDF_CTX *ctx, const char *label,
+                   const uint8_t *context, size_t context_len, uint8_t *out,
+                   size_t len)
 {
     /* HkdfLabel: u16 length, opaque label<7..255>, opaque context<0..255> */
     uint8_t info[2 + 1 + 255 + 1 + 255];
     size_t label_len = strlen(label), at = 0;
-    int mode = EVP_KDF_HKDF_MODE_EXPAND_ONLY;
-    OSSL_PARAM params[5];
+    OSSL_PARAM params[2];
 
-    if (label_len > 255 - 6 || context_len > 255 || len > 65535) {
+    if (!ctx || label_len > 255 - 6 || context_len > 255 || len > 65535) {
         return false;
     }
     info[at++] = (uint8_t)(len >> 8);
@@ -123,22 +130,33 @@ bool tw_expand_label(size_t hash_len, const uint8_t *secret,
         memcpy(info + at, context, context_len);
     }
     at += context_len;
-    params[0] = OSSL_PARAM_construct_int(OSSL_KDF_PARAM_MODE, &mode);
-    params[1] = OSSL_PARAM_construct_utf8_string(
-        OSSL_KDF_PARAM_DIGEST, (char *)(uintptr_t)hash_name(hash_len), 0);
-    params[2] = OSSL_PARAM_construct_octet_string(
-        OSSL_KDF_PARAM_KEY, (void *)(uintptr_t)secret, hash_len);
-    params[3] = OSSL_PARAM_construct_octet_string(OSSL_KDF_PARAM_INFO, info,
+    params[0] = OSSL_PARAM_construct_octet_string(OSSL_KDF_PARAM_INFO, info,
                                                   at);
-    params[4] = OSSL_PARAM_construct_end();
-    return derive(hkdf, params, out, len);
+    params[1] = OSSL_PARAM_construct_end();
+    return EVP_KDF_derive(ctx, out, len, params) > 0;
+}
+
+bool tw_expand_label(size_t hash_len, const uint8_t *secret,
+                     const char *label, const uint8_t *context,
+                     size_t context_len, uint8_t *out, size_t len)
+{
+    EVP_KDF_CTX *ctx = expander(hash_len, secret);
+    bool good = expand(ctx, label, context, context_len, out, len);
+
+    EVP_KDF_CTX_free(ctx);
+    if (!good) {
+        ERR_clear_error();
+    }
+    return good;
 }
 
 bool tw_prf12(size_t hash_len, const uint8_t *master, const char *label,
               const uint8_t *seed, size_t seed_len, uint8_t *out,
               size_t len)
 {
+    EVP_KDF_CTX *ctx = EVP_KDF_CTX_new(prf);
     OSSL_PARAM params[5];
+    bool good;
 
     params[0] = OSSL_PARAM_construct_utf8_string(
         OSSL_KDF_PARAM_DIGEST, (char *)(uintptr_t)hash_name(hash_len), 0);
@@ -150,7 +168,12 @@ bool tw_prf12(size_t hash_len, const uint8_t *master, const char *label,
     params[3] = OSSL_PARAM_construct_octet_string(
         OSSL_KDF_PARAM_SEED, (void *)(uintptr_t)seed, seed_len);
     params[4] = OSSL_PARAM_construct_end();
-    return derive(prf, params, out, len);
+    good = ctx && EVP_KDF_derive(ctx, out, len, params) > 0;
+    EVP_KDF_CTX_free(ctx);
+    if (!good) {
+        ERR_clear_error();
+    }
+    return good;
 }
 
 static size_t key_length(enum tw_aead aead)
@@ -267,13 +290,19 @@ static void unkey(struct tw_half *half)
 static bool take_secret(struct tw_half *half, enum tw_aead aead,
                         size_t hash_len)
 {
+    EVP_KDF_CTX *ctx = expander(hash_len, half->secret);
+    bool good;
+
     unkey(half);
     half->seq = 0;
     half->count = 0;
-    return tw_expand_label(hash_len, half->secret, "key", NULL, 0,
-                           half->key, key_length(aead))
-           && tw_expand_label(hash_len, half->secret, "iv", NULL, 0,
-                              half->iv, sizeof(half->iv));
+    good = expand(ctx, "key", NULL, 0, half->key, key_length(aead))
+           && expand(ctx, "iv", NULL, 0, half->iv, sizeof(half->iv));
+    EVP_KDF_CTX_free(ctx);
+    if (!good) {
+        ERR_clear_error();
+    }
+    return good;
 }
 
 bool tw_half_init13(struct tw_half *half, enum tw_aead aead,
