@@ -345,7 +345,11 @@ def test_exports_hold_no_key(chain: list[Minted]) -> None:
     assert x509.load_pem_x509_certificates(exports["pem"]) == [
         each.certificate for each in chain[:2]
     ]
-    assert set(pkcs7.load_der_pkcs7_certificates(exports["pkcs7"])) == {
+
+
+def test_exported_pkcs7_is_for_others(chain: list[Minted]) -> None:
+    store = tls.cert_temporary_store(pem=chain[0].combined)
+    assert set(pkcs7.load_der_pkcs7_certificates(tls.cert_store_export_pkcs7(store))) == {
         each.certificate for each in chain[:2]
     }
 
