@@ -27,7 +27,7 @@ EXT_FILES := $(wildcard tests/native/ext/*.[ch] tests/native/sdk/*.[ch]) tests/n
 
 help:
 	@echo 'make demo      build, then show server and client on this machine'
-	@echo 'make test      lint, types, C unit programs, pytest'
+	@echo 'make test      lint, types, C unit programs, Windows'"'"' engine in Wine, pytest'
 	@echo 'make lint      ruff (check and format) and mypy --strict'
 	@echo 'make native    the C unit programs and the fuzz targets'"'"' seeds'
 	@echo 'make bench     the benchmarks, against ssl (BENCH_ARGS=--quick: some minutes;'
@@ -102,6 +102,7 @@ RECORD_TESTS = $(filter-out tests/test_architecture.py tests/test_win% \
 # pytest comes last, so that its count is what one reads at the end.
 test: export TWAPI_TLS_TESTNATIVE = $(TESTNATIVE)
 test: bootstrap-test lint native $(STAMPS)/native $(STAMPS)/testnative
+	VENV=$(VENV) scripts/windows-test quick
 	TWAPI_TLS_RECORDS=openssl $(BIN)/pytest -q $(RECORD_TESTS) $(PYTEST_ARGS)
 	$(BIN)/pytest $(PYTEST_ARGS)
 
