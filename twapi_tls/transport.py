@@ -67,6 +67,9 @@ class ByteTransport(Protocol):
 class StreamTransport(Protocol):
     """What an object needs so that ``starttls`` can wrap it.
 
+    A ``typing.Protocol`` to type checkers, an ordinary class when the program
+    runs: nothing has to inherit from it, and isinstance tells nothing.
+
     ``recv(n)`` gives 1..n bytes and b"" at the end, ``send(data)`` says how
     many bytes it took, ``close()`` closes. Used where they exist:
     ``fileno()`` with ``setblocking(flag)`` (both are needed for timeouts that
