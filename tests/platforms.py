@@ -87,7 +87,6 @@ _P7 = "crypt32 does not tell one kind of PKCS #7 from garbage"
 _OLD_PEM = "Windows opens no keys encrypted as in old PEM files (Proc-Type)"
 _FORMS = "on Windows a serialized store is crypt32's own form, no PEM"
 _COUNTS = "counts descriptors, which Windows does not list; windows/soak.py does it"
-_WAITS = "a client under Wine waits its timeout out after a reset; why is not known yet"
 _BOUND = "how long a client's chain may be is Schannel's own affair"
 _EC = "makes a certificate of a P-256 key by hand"
 
@@ -117,7 +116,6 @@ _WINDOWS_LACKS: dict[str, str] = {
 }
 _WINE_LACKS: dict[str, str] = {
     "test_bad_input.py::test_a_client_certificate_chooser_that_misbehaves*": _ASKS,
-    "test_bad_input.py::test_a_peer_that_goes_at_any_point[[]resets-*": _WAITS,
     "test_bad_input.py::test_bad_records_on_an_open_channel*": _ALERTS,
     "test_certificates.py::test_other_keys_serve_too*": _CURVES,
     "test_certificates.py::test_version_1_has_no_extensions*": _EC,

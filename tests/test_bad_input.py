@@ -12,6 +12,7 @@ import gc
 import os
 import pickle
 import random
+import selectors
 import signal
 import socket
 import struct
@@ -276,37 +277,39 @@ class Relay:
             near, _ = self._listener.accept()
         with near, socket.create_connection((HOST, self._target), LIMIT) as far:
             near.settimeout(LIMIT)
-            upward = Work(self._pass, near, far)
-            left = self._limit
-            while left:
-                try:
-                    data = far.recv(min(left, 65536))
-                except OSError:
-                    break
-                if not data:
-                    break
-                near.sendall(data)
-                left -= len(data)
-                self.passed += len(data)
-            if self._what == "stalls" and not left:
+            with suppress(OSError):
+                self._pass(near, far)
+            if self._what == "stalls" and self.passed == self._limit:
                 assert self._done.wait(LIMIT)
             if self._what == "resets":
-                # A reader in recv() would keep the connection from its reset.
-                near.shutdown(socket.SHUT_RD)
-                upward.wait()
                 reset(near)
             else:
-                near.shutdown(socket.SHUT_WR)
-            far.shutdown(socket.SHUT_RDWR)
-            upward.wait()
+                with suppress(OSError):
+                    near.shutdown(socket.SHUT_WR)
+                    while near.recv(65536):  # what is unread would make it a reset
+                        pass
 
-    @staticmethod
-    def _pass(source: socket.socket, target: socket.socket) -> None:
-        try:
-            while data := source.recv(65536):
-                target.sendall(data)
-        except OSError:
-            pass
+    def _pass(self, near: socket.socket, far: socket.socket) -> None:
+        """Both ways, until the limit is reached or the server has ended."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(near, selectors.EVENT_READ)
+            selector.register(far, selectors.EVENT_READ)
+            while self.passed < self._limit:
+                ready = [key.fileobj for key, _ in selector.select(LIMIT)]
+                if not ready:
+                    return
+                if near in ready:
+                    data = near.recv(65536)
+                    if data:
+                        far.sendall(data)
+                    else:
+                        selector.unregister(near)
+                if far in ready:
+                    data = far.recv(min(self._limit - self.passed, 65536))
+                    if not data:
+                        return
+                    near.sendall(data)
+                    self.passed += len(data)
 
     def finish(self) -> None:
         self._done.set()
