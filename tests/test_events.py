@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import importlib.util
-import select
 import selectors
 import socket
 import struct
@@ -13,7 +12,8 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import peers
@@ -34,7 +34,7 @@ from twapi_support import (
 )
 
 import twapi_tls as tls
-from twapi_tls.pollers import ThreadPoller, poller_of
+from twapi_tls.pollers import ThreadPollers, poller_of, select_ready
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -874,16 +874,17 @@ def test_channels_and_loops_are_collected(pki: Pki) -> None:
 @pytest.mark.parametrize("how", ["forgotten", "closed", "idle"])
 def test_the_selecting_thread_ends(how: str) -> None:
     loop = new_deaf_loop()
-    poller = poller_of(loop)
-    assert isinstance(poller, ThreadPoller)
-    assert poller_of(loop) is poller
+    pollers = poller_of(loop)
+    assert isinstance(pollers, ThreadPollers)
+    assert poller_of(loop) is pollers
     one, other = socket.socketpair()
     with one, other:
-        poller.add_reader(one.fileno(), lambda: None)
+        pollers.add_reader(one.fileno(), lambda: None)
+        (poller,) = pollers._pollers
         thread = poller._thread
         assert thread is not None
         if how == "idle":
-            loop.call_later(0.01, poller.remove_reader, one.fileno())
+            loop.call_later(0.01, pollers.remove_reader, one.fileno())
             loop.run_until_complete(asyncio.sleep(0.05))
         loop.close()
         if how == "forgotten":
@@ -896,17 +897,63 @@ def test_the_selecting_thread_ends(how: str) -> None:
         assert poller._thread is None
 
 
+@pytest.mark.parametrize(("room", "count"), [(4, 21), (500, 600)])
+def test_more_descriptors_than_a_thread_selects_on(
+    room: int, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows' select() takes 512 sockets."""
+    monkeypatch.setattr("twapi_tls.pollers.ROOM", room)
+    threads = -(-count // room)
+
+    async def main(ends: list[socket.socket]) -> None:
+        loop = asyncio.get_running_loop()
+        poller = poller_of(loop)
+        assert isinstance(poller, ThreadPollers)
+        heard: set[socket.socket] = set()
+        everyone = loop.create_future()
+
+        def readable(end: socket.socket) -> None:
+            end.recv(1)
+            heard.add(end)
+            if len(heard) == count:
+                everyone.set_result(None)
+
+        def writable(end: socket.socket) -> None:
+            poller.remove_writer(end.fileno())
+            end.send(b"x")  # to itself
+
+        for end in ends:
+            poller.add_reader(end.fileno(), partial(readable, end))
+        assert len(poller._pollers) == threads
+        for end in ends:
+            poller.add_writer(end.fileno(), partial(writable, end))
+        await wait(everyone)
+        for end in ends:
+            poller.remove_reader(end.fileno())
+            poller.add_reader(end.fileno(), lambda: None)
+            poller.remove_reader(end.fileno())
+        assert len(poller._pollers) == threads, "there was room again"
+
+    with ExitStack() as stack:
+        ends = []
+        for _ in range(count):
+            end = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+            end.bind((HOST, 0))
+            end.connect(end.getsockname())
+            ends.append(end)
+        with asyncio.Runner(loop_factory=new_deaf_loop) as runner:
+            runner.run(main(ends))
+
+
 def test_the_selecting_thread_rests_while_a_handler_takes_bit_by_bit(
     pki: Pki, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Selecting again for each bit would take turns with the handler."""
     selects = [0]
 
-    class Counting:
-        @staticmethod
-        def select(*sets: Any) -> Any:
-            selects[0] += 1
-            return select.select(*sets)
+    def counting(*sets: Any) -> Any:
+        selects[0] += 1
+        return select_ready(*sets)
 
     taken = bytearray()
     data = bytes(64 * 1024)
@@ -923,7 +970,7 @@ def test_the_selecting_thread_rests_while_a_handler_takes_bit_by_bit(
         here.event("readable", readable)
         await wait(done)
 
-    monkeypatch.setattr("twapi_tls.pollers.select", Counting)
+    monkeypatch.setattr("twapi_tls.pollers.select_ready", counting)
     with tls_pair(pki) as (here, there):
         # What a socket holds, so that its descriptor stays ready meanwhile.
         work = Work(lambda: there.sendall(data))

@@ -1,11 +1,12 @@
 """Readiness of descriptors, told by the event loop or for it.
 
-``add_reader`` where it works, else (Windows' Proactor loop) a thread with a
-selector.
+``add_reader`` where it works, else (Windows' Proactor loop) threads that
+select, each for so many descriptors as Windows' ``select`` takes.
 """
 
 from __future__ import annotations
 
+import errno
 import select
 import socket
 import threading
@@ -24,6 +25,8 @@ else:
 
 # How long a selecting thread waits for something to select on, in seconds.
 IDLE = 1.0
+# Descriptors of one selecting thread: Windows' select() takes 512 in Python.
+ROOM = 500
 
 
 class Poller(Protocol):
@@ -69,6 +72,32 @@ class LoopPoller:
 
     def remove_writer(self, fd: int) -> None:
         self._loop.remove_writer(fd)
+
+
+def select_ready(
+    readers: list[int], writers: list[int], timeout: float | None = None
+) -> tuple[list[int], list[int]]:
+    """Those that are ready, or have failed; within ``timeout`` seconds.
+
+    OSError or ValueError if one is not open. ``poll`` where there is one: a
+    POSIX ``select`` knows no descriptor above 1023.
+    """
+    if not hasattr(select, "poll"):
+        readable, writable, failed = select.select(readers, writers, writers, timeout)
+        return readable, [*writable, *failed]
+    wanted = dict.fromkeys(readers, select.POLLIN)
+    for fd in writers:
+        wanted[fd] = wanted.get(fd, 0) | select.POLLOUT
+    poll = select.poll()
+    for fd, mask in wanted.items():
+        poll.register(fd, mask)
+    ready = poll.poll(None if timeout is None else timeout * 1000)
+    if any(got & select.POLLNVAL for _, got in ready):
+        raise OSError(errno.EBADF, "a descriptor was closed")
+    return (
+        [fd for fd, got in ready if wanted[fd] & select.POLLIN and got & ~select.POLLOUT],
+        [fd for fd, got in ready if wanted[fd] & select.POLLOUT and got & ~select.POLLIN],
+    )
 
 
 class ThreadPoller:
@@ -153,11 +182,11 @@ class ThreadPoller:
             while (job := self._next_job()) is not None:
                 readers, writers = job
                 try:
-                    ready = select.select([*readers, sleeper.fileno()], writers, writers)
+                    ready = select_ready([*readers, sleeper.fileno()], writers)
                     closed = False
                 except (OSError, ValueError):
                     # A descriptor was closed: the next sets lack it.
-                    ready, closed = ([], [], []), True
+                    ready, closed = ([], []), True
                 with suppress(OSError):
                     while sleeper.recv(4096):
                         pass
@@ -165,7 +194,7 @@ class ThreadPoller:
                 try:
                     if loop is None:
                         raise RuntimeError("the loop is gone")
-                    loop.call_soon_threadsafe(self._deal, ready[0], [*ready[1], *ready[2]], closed)
+                    loop.call_soon_threadsafe(self._deal, *ready, closed)
                 except RuntimeError:  # or closed
                     with self._condition:
                         self._forget_thread()
@@ -218,10 +247,68 @@ class ThreadPoller:
         with self._condition:
             self._wake()
 
+    def watches(self, fd: int) -> bool:
+        return fd in self._readers or fd in self._writers
+
+    def __len__(self) -> int:
+        """How many descriptors it watches."""
+        return len(self._readers.keys() | self._writers.keys())
+
+
+class ThreadPollers:
+    """As many ``ThreadPoller`` as the descriptors need."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = weakref.ref(loop)
+        self._pollers: list[ThreadPoller] = []
+        self._homes: dict[int, ThreadPoller] = {}
+
+    def _home(self, fd: int) -> ThreadPoller:
+        """The one that watches it, or shall."""
+        home = self._homes.get(fd)
+        if home is None or not home.watches(fd):
+            home = next((p for p in self._pollers if len(p) < ROOM), None)
+            if home is None:
+                loop = self._loop()
+                assert loop is not None, "called from its thread"
+                home = ThreadPoller(loop)
+                self._pollers.append(home)
+            self._homes[fd] = home
+        return home
+
+    def _left(self, fd: int) -> None:
+        home = self._homes.get(fd)
+        if home is not None and not home.watches(fd):
+            del self._homes[fd]
+
+    def add_reader(self, fd: int, callback: Callback) -> None:
+        self._home(fd).add_reader(fd, callback)
+
+    def remove_reader(self, fd: int) -> None:
+        if fd in self._homes:
+            self._homes[fd].remove_reader(fd)
+            self._left(fd)
+
+    def pause_reader(self, fd: int) -> None:
+        if fd in self._homes:
+            self._homes[fd].pause_reader(fd)
+
+    def resume_reader(self, fd: int) -> None:
+        if fd in self._homes:
+            self._homes[fd].resume_reader(fd)
+
+    def add_writer(self, fd: int, callback: Callback) -> None:
+        self._home(fd).add_writer(fd, callback)
+
+    def remove_writer(self, fd: int) -> None:
+        if fd in self._homes:
+            self._homes[fd].remove_writer(fd)
+            self._left(fd)
+
 
 def _is_open(fd: int) -> bool:
     try:
-        select.select([], [fd], [fd], 0)
+        select_ready([], [fd], 0)
     except (OSError, ValueError):
         return False
     return True
@@ -240,7 +327,7 @@ def poller_of(loop: asyncio.AbstractEventLoop) -> Poller:
                 loop.add_reader(ours.fileno(), lambda: None)
                 loop.remove_reader(ours.fileno())
             except NotImplementedError:
-                poller = ThreadPoller(loop)
+                poller = ThreadPollers(loop)
                 _pollers[loop] = poller
             else:
                 # Not kept: it refers to its key and would never go.
