@@ -409,10 +409,13 @@ static SECURITY_STATUS query(CtxtHandle *ctx, ULONG attribute, void *out)
 static enum tw_status query_failed(SECURITY_STATUS status,
                                    struct tw_error *err, const char *what)
 {
-    return tw_error_set(
-        err,
-        status == SEC_E_UNSUPPORTED_FUNCTION ? TW_E_UNSUPPORTED : TW_E_STATE,
-        status, "%s: %s", what, tw_code_text(status));
+    /* as the answer of a handshake this code means something else */
+    bool untold = status == SEC_E_UNSUPPORTED_FUNCTION;
+
+    return tw_error_set(err, untold ? TW_E_UNSUPPORTED : TW_E_STATE, status,
+                        "%s: %s", what,
+                        untold ? "this Windows does not tell"
+                               : tw_code_text(status));
 }
 
 /* The token is held by the core: there is nothing to wake, and nothing of
