@@ -183,14 +183,20 @@ _WINE_KEYS: list[rsa.RSAPrivateKey] = []
 _wine_turn = itertools.count()
 
 
-def fresh_key() -> Key:
-    """P-256. On Wine, which keeps no keys of elliptic curves, one of forty RSA keys in turn."""
+def fresh_key(above: Minted | None = None) -> Key:
+    """P-256. On Wine, which keeps no keys of elliptic curves, one of forty RSA keys in turn.
+
+    Never that of an issuer: whose key is its issuer's is self-signed to Wine.
+    """
     if not WINE:
         return ec.generate_private_key(ec.SECP256R1())
-    at = next(_wine_turn) % 40
-    if at == len(_WINE_KEYS):
-        _WINE_KEYS.append(rsa.generate_private_key(public_exponent=65537, key_size=2048))
-    return _WINE_KEYS[at]
+    taken = [each.key for each in above.path] if above else []
+    while True:
+        at = next(_wine_turn) % 40
+        if at == len(_WINE_KEYS):
+            _WINE_KEYS.append(rsa.generate_private_key(public_exponent=65537, key_size=2048))
+        if _WINE_KEYS[at] not in taken:
+            return _WINE_KEYS[at]
 
 
 def mint(
@@ -216,7 +222,7 @@ def mint(
     keyUsage. eku None: none for a CA, else serverAuth. issuer_key: signs in
     place of the issuer's (a signature that is wrong).
     """
-    key = key or fresh_key()
+    key = key or fresh_key(issuer)
     whole = subject if isinstance(subject, x509.Name) else name(subject)
     signer = issuer_key or (issuer.key if issuer else key)
     above = issuer.key if issuer else key

@@ -555,6 +555,42 @@ def test_a_lone_client_needs_no_thread(pki: Pki, monkeypatch: pytest.MonkeyPatch
     assert seen == [[], [], []]
 
 
+@pytest.mark.parametrize("cores", [1, 2])
+def test_handshakes_that_outlive_their_loop(
+    pki: Pki, cores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody was given their channels: they close by themselves, without a warning."""
+    monkeypatch.setattr("twapi_tls.pool.cores", lambda: cores)
+
+    async def main() -> list[socket.socket]:
+        with listen(pki, answer) as listener:
+            address = (HOST, listener.getsockname()[1])
+            peers = [socket.create_connection(address, LIMIT) for _ in range(3)]
+            for peer in peers:
+                peer.sendall(b"\x16\x03\x01\x02\x00")  # the beginning of a ClientHello
+            await until(lambda: len(listener._unfinished) == 3)
+        return peers
+
+    peers = asyncio.run(main())
+    with contextlib.ExitStack() as stack:
+        for peer in peers:
+            stack.enter_context(peer)
+        for peer in peers:
+            peer.settimeout(0.05)
+            end = time.monotonic() + LIMIT
+            while time.monotonic() < end:
+                gc.collect()  # a step under way ends first
+                try:
+                    assert peer.recv(100) == b""
+                    break
+                except ConnectionResetError:
+                    break
+                except TimeoutError:
+                    continue
+            else:
+                pytest.fail("the connection is still there")
+
+
 def test_handshake_timeout_of_a_crowd(pki: Pki, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("twapi_tls.pool.cores", lambda: 2)
     told: list[BaseException] = []

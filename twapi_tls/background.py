@@ -86,6 +86,9 @@ class Linger:
     def _event_drives(self) -> tuple[bool, bool]:
         return False, True
 
+    def _event_orphaned(self) -> None:
+        self._channel._close_transport(0.0, False)
+
 
 class BackgroundCopy:
     """``copy_to`` with a callback: reads when there is something to read,

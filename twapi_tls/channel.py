@@ -666,11 +666,22 @@ class Channel(Streams):
         """Is there something to close?"""
         return self._io is not None
 
+    def _event_orphaned(self) -> None:
+        """Its owner goes on without a loop."""
+
+    def _has_owner(self) -> bool:
+        """Was it given to somebody, who should have closed it?"""
+        return True
+
     def __del__(self) -> None:
         if not getattr(self, "_closed", True) and self._holds():
-            warnings.warn(f"unclosed channel {self!r}", ResourceWarning, source=self, stacklevel=2)
-            with suppress(Exception):
-                self.abort()
+            try:
+                if self._has_owner():
+                    text = f"unclosed channel {self!r}"
+                    warnings.warn(text, ResourceWarning, source=self, stacklevel=2)
+            finally:
+                with suppress(Exception):
+                    self.abort()
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"fd={self.fileno()}"

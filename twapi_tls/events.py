@@ -89,6 +89,9 @@ class Subject(Protocol):
     def _event_drives(self) -> tuple[bool, bool]:
         """(read, write) readiness that the channel itself waits for."""
 
+    def _event_orphaned(self) -> None:
+        """The loop is closed: nothing that it drove goes on."""
+
 
 class ChannelEvents:
     """The handlers of one channel on one loop."""
@@ -128,6 +131,7 @@ class ChannelEvents:
             # The loop is closed: there is nobody to tell any more.
             with self._lock:
                 self._scheduled = False
+            self.channel._event_orphaned()
 
     def set(self, kind: str, callback: Callback | None) -> None:
         """Sets or removes the handler of "readable" or "writable"."""

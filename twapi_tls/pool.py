@@ -65,6 +65,7 @@ class StepPool:
                 self._waiting -= job is not None
             if job is not None:
                 job()
+                del job  # it keeps a channel alive
 
 
 def new_pool() -> StepPool | None:
