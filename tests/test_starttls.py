@@ -573,3 +573,27 @@ def test_starttls_needs_no_loop_and_takes_a_running_one(pki: Pki) -> None:
         assert len(asyncio.all_tasks()) == before
 
     run(main())
+
+
+@pytest.mark.parametrize("server", [False, True])
+def test_a_negotiation_goes_on_where_its_loop_has_ended(pki: Pki, server: bool) -> None:
+    """The channel is its user's: the next call drives it, as without a loop."""
+    one, other = tcp_pair()
+    ours: dict[str, Any] = {"server": True, "credentials": server_credentials(pki.server)}
+    theirs: dict[str, Any] = {
+        "peersubject": "localhost",
+        "credentials": client_credentials(pki),
+    }
+
+    async def begin() -> tls.TlsChannel:
+        one.setblocking(False)
+        return tls.starttls(one, **(ours if server else theirs))
+
+    channel = asyncio.run(begin())
+    assert tls.tls_state(channel) == ("SERVERINIT" if server else "NEGOTIATING")
+    peer = Work(lambda: tls.starttls(other, **(theirs if server else ours)))
+    channel.settimeout(LIMIT)
+    assert tls.tls_handshake(channel)
+    with channel, peer.result() as there:
+        channel.sendall(b"x")
+        assert there.recv(1) == b"x"

@@ -82,6 +82,8 @@ class Channel(Streams):
         self._events: ChannelEvents | None = None
         self._makefile_refs = 0
         self._close_asked = False
+        # Has somebody got it, who is to close it? Who accepts says otherwise.
+        self.owned = True
 
     # --- copying
 
@@ -667,16 +669,14 @@ class Channel(Streams):
         return self._io is not None
 
     def _event_orphaned(self) -> None:
-        """Its owner goes on without a loop."""
-
-    def _has_owner(self) -> bool:
-        """Was it given to somebody, who should have closed it?"""
-        return True
+        # An owner may go on without a loop.
+        if not self.owned:
+            self.abort()
 
     def __del__(self) -> None:
         if not getattr(self, "_closed", True) and self._holds():
             try:
-                if self._has_owner():
+                if self.owned:
                     text = f"unclosed channel {self!r}"
                     warnings.warn(text, ResourceWarning, source=self, stacklevel=2)
             finally:

@@ -125,6 +125,7 @@ class Listener(Channel):
                 verifier=self._verifier,
                 timeout=0.0,
             )
+            channel.owned = False  # until its callback has it
             below, sock = sock, None
             channel.put_on(below)
         except Exception as error:
@@ -175,6 +176,7 @@ class Listener(Channel):
         self._loop.call_soon(self._hand, channel, address, port)
 
     def _hand(self, channel: TlsChannel, address: str, port: int) -> None:
+        channel.owned = True
         try:
             result = self._callback(channel, address, port)
         except Exception as error:

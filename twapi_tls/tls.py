@@ -435,14 +435,6 @@ class TlsChannel(Channel):
                 task.cancel()
             self._settle(error)
 
-    def _has_owner(self) -> bool:
-        # A server's whose loop ended during the negotiation was nobody's yet.
-        return self._on_settled is None
-
-    def _event_orphaned(self) -> None:
-        if not self._has_owner():
-            self.abort()
-
     def hand_over(self) -> None:
         """A server's channel goes to its user: blocking again, undriven."""
         self._driven = False
