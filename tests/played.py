@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sspi_support import CLIENT, OK, SERVER, record
+from sspi_support import CLIENT, E_NOMEM, OK, SERVER, record
 
 CERT = b"dns=localhost\nkey_algorithm=EC"
 OTHER_CERT = b"dns=localhost\nkey_algorithm=RSA"
@@ -77,3 +77,26 @@ class Play:
         # deleted once, if it was made at all
         made = any(c[0] == "step" and not c[2] and c[1] >= 0 for c in script.log())
         assert len([c for c in script.log() if c[0] == "delete"]) <= int(made)
+
+
+def refuse_each_allocation_of_acquiring(module: Any, certs: Any, most: int) -> int:
+    """A server's credentials, with each of the allocations refused in turn.
+
+    Nothing is left over whichever it was. How many were refused; more than
+    ``most`` are not tried.
+    """
+    errors = 0
+    for number in range(1, most):
+        script = module.Script()
+        module.fail_allocation(number)
+        try:
+            module.Credentials(script, SERVER, certs)
+        except RuntimeError as error:
+            assert error.args[0]["status"] == E_NOMEM
+            errors += 1
+        made = module.allocations()[0]
+        module.fail_allocation(0)
+        assert script.alive() == (0, 0, 0, 0)
+        if made < number:
+            break
+    return errors

@@ -18,7 +18,15 @@ from typing import Any
 
 import pytest
 import sspi_support as sspi
-from played import ANSWER, CERT, FINISHED, HELLO, SERVER_CERTS, Play
+from played import (
+    ANSWER,
+    CERT,
+    FINISHED,
+    HELLO,
+    SERVER_CERTS,
+    Play,
+    refuse_each_allocation_of_acquiring,
+)
 from sspi_support import (
     CLIENT,
     CONTINUE,
@@ -349,21 +357,7 @@ def test_the_second_identity_is_refused() -> None:
 
 
 def test_each_allocation_of_acquiring_refused() -> None:
-    errors = 0
-    for number in range(1, 50):
-        script = t.Script()
-        t.fail_allocation(number)
-        try:
-            t.Credentials(script, SERVER, SERVER_CERTS)
-        except RuntimeError as error:
-            assert error.args[0]["status"] == E_NOMEM
-            errors += 1
-        made = t.allocations()[0]
-        t.fail_allocation(0)
-        assert script.alive() == (0, 0, 0, 0)
-        if made < number:
-            break
-    assert errors > 3
+    assert refuse_each_allocation_of_acquiring(t, SERVER_CERTS, 50) > 3
 
 
 # --- certificates ---------------------------------------------------------------------
@@ -926,14 +920,20 @@ def test_the_parent_window_is_told_behind_the_first_step(build: int) -> None:
     assert script.alive() == (0, 0, 0, 0)
 
 
-def test_the_chosen_certificates_window_is_told_before_its_step() -> None:
+def asked_for_a_certificate() -> Play:
+    """A client whose server wants a certificate."""
     play = Play(t, ask_certificate=True)
     play.add("step", CONTINUE, token=HELLO, remote=False)
     play.add("step", LACKING, input=ANSWER, remote=CERT)
-    play.add("step", OK, input=ANSWER)
     play.session.handshake()
     play.session.feed(ANSWER)
     assert play.session.handshake() == WANT_CERTIFICATE
+    return play
+
+
+def test_the_chosen_certificates_window_is_told_before_its_step() -> None:
+    play = asked_for_a_certificate()
+    play.add("step", OK, input=ANSWER)
     chosen = play.credentials(CLIENT, [b"dns=me"], window=WINDOW)
     assert play.session.set_certificate(chosen) == DONE
     del chosen
@@ -944,13 +944,8 @@ def test_the_chosen_certificates_window_is_told_before_its_step() -> None:
 
 @by_fatal
 def test_the_chosen_certificates_window_is_not_taken(code: int) -> None:
-    play = Play(t, ask_certificate=True)
-    play.add("step", CONTINUE, token=HELLO, remote=False)
-    play.add("step", LACKING, input=ANSWER, remote=CERT)
+    play = asked_for_a_certificate()
     play.add("set", code, attribute=ATTR_UI_INFO)
-    play.session.handshake()
-    play.session.feed(ANSWER)
-    assert play.session.handshake() == WANT_CERTIFICATE
     chosen = play.credentials(CLIENT, [b"dns=me"], window=WINDOW)
     assert play.session.set_certificate(chosen) == E_UNSUPPORTED
     del chosen

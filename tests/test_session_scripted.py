@@ -18,7 +18,15 @@ import pytest
 import sspi_support as sspi
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from played import ANSWER, CERT, FINISHED, HELLO, OTHER_CERT, SERVER_CERTS
+from played import (
+    ANSWER,
+    CERT,
+    FINISHED,
+    HELLO,
+    OTHER_CERT,
+    SERVER_CERTS,
+    refuse_each_allocation_of_acquiring,
+)
 from sspi_support import (
     CLIENT,
     CONTINUE,
@@ -1778,21 +1786,7 @@ def test_certificates_of_the_same_names_share_a_handle(engine: str) -> None:
 
 def test_each_allocation_of_several_identities_refused() -> None:
     certs = [b"dns=" + letter * 100 + b"\nip=10.0.0.1\nkey_algorithm=EC" for letter in (b"a", b"b")]
-    errors = 0
-    for number in range(1, 100):
-        script = t.Script()
-        t.fail_allocation(number)
-        try:
-            t.Credentials(script, SERVER, certs)
-        except RuntimeError as error:
-            assert error.args[0]["status"] == E_NOMEM
-            errors += 1
-        made = t.allocations()[0]
-        t.fail_allocation(0)
-        assert script.alive() == (0, 0, 0, 0)
-        if made < number:
-            break
-    assert errors > 5
+    assert refuse_each_allocation_of_acquiring(t, certs, 100) > 5
 
 
 def test_credentials_that_cannot_be_acquired() -> None:
