@@ -16,6 +16,29 @@ import twapi_tls as tls
 from twapi_tls.sockets import PendingConnection
 
 
+class Deaf(asyncio.SelectorEventLoop):
+    """A loop without add_reader, as Windows' Proactor loop is: a thread
+    selects for it."""
+
+    deaf = False
+
+    def add_reader(self, fd: Any, callback: Any, *args: Any) -> Any:
+        if self.deaf:
+            raise NotImplementedError
+        return super().add_reader(fd, callback, *args)
+
+    def add_writer(self, fd: Any, callback: Any, *args: Any) -> Any:
+        if self.deaf:
+            raise NotImplementedError
+        return super().add_writer(fd, callback, *args)
+
+
+def new_deaf_loop() -> asyncio.AbstractEventLoop:
+    loop = Deaf()
+    loop.deaf = True
+    return loop
+
+
 class Work:
     """A call in a thread of its own."""
 

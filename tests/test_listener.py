@@ -16,7 +16,7 @@ from typing import Any
 import peers
 import pytest
 from certs import Pki
-from channels import run
+from channels import new_deaf_loop, run
 from twapi_support import (
     HOST,
     LIMIT,
@@ -556,8 +556,12 @@ def test_a_lone_client_needs_no_thread(pki: Pki, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("cores", [1, 2])
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, new_deaf_loop])
 def test_handshakes_that_outlive_their_loop(
-    pki: Pki, cores: int, monkeypatch: pytest.MonkeyPatch
+    pki: Pki,
+    new_loop: Callable[[], asyncio.AbstractEventLoop],
+    cores: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Nobody was given their channels: they close by themselves, without a warning."""
     monkeypatch.setattr("twapi_tls.pool.cores", lambda: cores)
@@ -571,7 +575,9 @@ def test_handshakes_that_outlive_their_loop(
             await until(lambda: len(listener._unfinished) == 3)
         return peers
 
-    peers = asyncio.run(main())
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        peers = runner.run(main())
+    del runner
     with contextlib.ExitStack() as stack:
         for peer in peers:
             stack.enter_context(peer)

@@ -17,6 +17,7 @@ TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable
     from typing import Any, Protocol
 
     from .events import Callback
@@ -107,12 +108,13 @@ class ThreadPoller:
     hands back what is ready and rests until that was dealt with, so that
     level-triggered descriptors do not make it spin. Nor does a channel whose
     handler takes little at a time: its descriptor is left out meanwhile. The
-    thread ends when the loop does, or when for ``IDLE`` seconds there was
-    nothing to select on.
+    thread ends when for ``IDLE`` seconds there was nothing to select on, when
+    the loop turns out to be closed, and when the poller goes: while it
+    selects it holds neither poller nor loop, so that both can be collected
+    with the channels that they watched.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        # The thread must not keep a forgotten loop alive.
         self._loop = weakref.ref(loop)
         self._readers: dict[int, Callback] = {}
         self._writers: dict[int, Callback] = {}
@@ -120,19 +122,9 @@ class ThreadPoller:
         self._condition = threading.Condition()
         self._job: tuple[list[int], list[int]] | None = None
         self._busy = False
-        self._stop = False
         self._thread: threading.Thread | None = None
         self._waker: socket.socket | None = None
-        weakref.finalize(loop, ThreadPoller._quit, weakref.ref(self))
-
-    @staticmethod
-    def _quit(reference: weakref.ref[ThreadPoller]) -> None:
-        poller = reference()
-        if poller is not None:
-            with poller._condition:
-                poller._stop = True
-                poller._condition.notify()
-                poller._wake()
+        self._hang_up: Callable[[], object] = lambda: None
 
     def _wake(self) -> None:
         """Interrupts the thread's select(); the condition is held."""
@@ -156,15 +148,20 @@ class ThreadPoller:
         self._waker, sleeper = socket.socketpair()
         self._waker.setblocking(False)
         sleeper.setblocking(False)
+        # A poller that is collected wakes its thread by this.
+        self._hang_up = weakref.finalize(self, self._waker.close)
         self._thread = threading.Thread(
-            target=self._run, args=(sleeper,), name="twapi_tls selector", daemon=True
+            target=ThreadPoller._run,
+            args=(weakref.ref(self), sleeper),
+            name="twapi_tls selector",
+            daemon=True,
         )
         self._thread.start()
 
     def _next_job(self) -> tuple[list[int], list[int]] | None:
         """What to select on; None: the thread has to end, and is forgotten."""
         with self._condition:
-            if self._condition.wait_for(lambda: self._job or self._stop, IDLE) and not self._stop:
+            if self._condition.wait_for(lambda: self._job, IDLE):
                 job, self._job = self._job, None
                 return job
             self._forget_thread()
@@ -172,14 +169,31 @@ class ThreadPoller:
 
     def _forget_thread(self) -> None:
         """The condition is held."""
-        self._thread = None
-        if self._waker is not None:
-            self._waker.close()
-            self._waker = None
+        self._thread = self._waker = None
+        self._hang_up()
 
-    def _run(self, sleeper: socket.socket) -> None:
+    def _tell(self, readable: list[int], writable: list[int], closed: bool) -> bool:
+        """Has the loop deal with what is ready; False: it is closed or gone."""
+        loop = self._loop()
+        try:
+            if loop is not None:
+                loop.call_soon_threadsafe(self._deal, readable, writable, closed)
+                return True
+        except RuntimeError:
+            pass
+        with self._condition:
+            self._forget_thread()
+        return False
+
+    @staticmethod
+    def _run(reference: weakref.ref[ThreadPoller], sleeper: socket.socket) -> None:
         with sleeper:
-            while (job := self._next_job()) is not None:
+            while True:
+                poller = reference()
+                job = None if poller is None else poller._next_job()
+                del poller
+                if job is None:
+                    return
                 readers, writers = job
                 try:
                     ready = select_ready([*readers, sleeper.fileno()], writers)
@@ -190,16 +204,10 @@ class ThreadPoller:
                 with suppress(OSError):
                     while sleeper.recv(4096):
                         pass
-                loop = self._loop()
-                try:
-                    if loop is None:
-                        raise RuntimeError("the loop is gone")
-                    loop.call_soon_threadsafe(self._deal, *ready, closed)
-                except RuntimeError:  # or closed
-                    with self._condition:
-                        self._forget_thread()
+                poller = reference()
+                if poller is None or not poller._tell(*ready, closed):
                     return
-                del loop
+                del poller
 
     def _deal(self, readable: list[int], writable: list[int], closed: bool) -> None:
         for fds, callbacks in ((readable, self._readers), (writable, self._writers)):
@@ -314,22 +322,32 @@ def _is_open(fd: int) -> bool:
     return True
 
 
-_pollers: weakref.WeakKeyDictionary[Any, Poller] = weakref.WeakKeyDictionary()
+# Loops that were asked whether they watch descriptors themselves.
+_watching: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
+# The loop itself holds its threads' poller, which refers to the loop by its
+# callbacks: from a dictionary of ours neither would ever go.
+_ATTRIBUTE = "_twapi_tls_pollers"
 
 
-def poller_of(loop: asyncio.AbstractEventLoop) -> Poller:
-    """The poller that suits a loop: found by trying, not by platform."""
-    poller = _pollers.get(loop)
-    if poller is None:
+def _watches_itself(loop: asyncio.AbstractEventLoop) -> bool:
+    """Found by trying, not by platform."""
+    watches = _watching.get(loop)
+    if watches is None:
         ours, theirs = socket.socketpair()
         with ours, theirs:
             try:
                 loop.add_reader(ours.fileno(), lambda: None)
                 loop.remove_reader(ours.fileno())
+                watches = True
             except NotImplementedError:
-                poller = ThreadPollers(loop)
-                _pollers[loop] = poller
-            else:
-                # Not kept: it refers to its key and would never go.
-                poller = LoopPoller(loop)
-    return poller
+                watches = False
+        _watching[loop] = watches
+    return watches
+
+
+def poller_of(loop: asyncio.AbstractEventLoop) -> Poller:
+    """The poller that suits a loop."""
+    if _watches_itself(loop):
+        return LoopPoller(loop)
+    kept: dict[str, ThreadPollers] = vars(loop)
+    return kept.get(_ATTRIBUTE) or kept.setdefault(_ATTRIBUTE, ThreadPollers(loop))
