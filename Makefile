@@ -35,8 +35,8 @@ help:
 	@echo '               --plots: pictures into docs/)'
 	@echo 'make interop   write tests/interop.md: us and other people'"'"'s TLS'
 	@echo 'make stress    the long runs'
-	@echo 'make sanitize  the tests with $(SANITIZERS)'
-	@echo 'make leaks     the C floors under LeakSanitizer'
+	@echo 'make sanitize  the tests with $(SANITIZERS), on both record paths'
+	@echo 'make leaks     the C floors under LeakSanitizer, on both record paths'
 	@echo 'make valgrind  the C unit programs under valgrind'
 	@echo 'make coverage  lines and branches of the Windows engine and the session machine (gcov)'
 	@echo 'make wheel     sdist and wheel, repaired, audited, tested on each Python'
@@ -126,7 +126,8 @@ bench-wheel: bootstrap $(STAMPS)/native
 	scripts/bench-wheel $(VPY) $(BENCH_ARGS)
 
 # Writes tests/interop.md: which peers, which versions, what passed.
-interop: bootstrap-test $(STAMPS)/native
+interop: export TWAPI_TLS_TESTNATIVE = $(TESTNATIVE)
+interop: bootstrap-test $(STAMPS)/native $(STAMPS)/testnative
 	$(VPY) tests/interop_table.py
 
 stress: bootstrap-test $(STAMPS)/native
@@ -138,30 +139,34 @@ SANITIZED := build/sanitize/lib
 RUNTIME = $(shell $${CC:-gcc} -print-file-name=libasan.so)
 sanitized: bootstrap-test $(STAMPS)/native
 	scripts/native-tests -fsanitize=$(SANITIZERS) -fno-sanitize-recover=all
+	TWAPI_TLS_RECORDS=openssl scripts/native-tests -fsanitize=$(SANITIZERS) -fno-sanitize-recover=all
 	TWAPI_TLS_SANITIZE=$(SANITIZERS) TWAPI_TLS_DEBUG=1 $(VPY) setup.py -q \
 		build --build-base build/sanitize --build-lib $(SANITIZED) --force
 	TWAPI_TLS_SANITIZE=$(SANITIZERS) TWAPI_TLS_DEBUG=1 \
 	TWAPI_TLS_TESTNATIVE=build/sanitize/testnative \
 		$(VPY) tests/native/setup.py -q build_ext --force
 
-sanitize: sanitized
-	PYTHONPATH=$(CURDIR)/$(SANITIZED) PYTHONSAFEPATH=1 PYTHONMALLOC=malloc \
-	ASAN_OPTIONS=detect_leaks=0:abort_on_error=0 UBSAN_OPTIONS=print_stacktrace=1 \
+# $(1): what the sanitizers are told; $(2): the tests.
+sanitized-pytest = PYTHONPATH=$(CURDIR)/$(SANITIZED) PYTHONSAFEPATH=1 PYTHONMALLOC=malloc $(1) \
 	TWAPI_TLS_SANITIZED=1 TWAPI_TLS_TESTNATIVE=build/sanitize/testnative \
 	LD_PRELOAD="$(if $(findstring address,$(SANITIZERS)),$(RUNTIME))" \
-		$(VPY) -m pytest -p no:cacheprovider --timeout 300 $(PYTEST_ARGS)
+		$(VPY) -m pytest -p no:cacheprovider --timeout 300 $(2) $(PYTEST_ARGS)
+
+# Both record paths, as in make test.
+NO_LEAKS := ASAN_OPTIONS=detect_leaks=0:abort_on_error=0 UBSAN_OPTIONS=print_stacktrace=1
+sanitize: sanitized
+	TWAPI_TLS_RECORDS=openssl $(call sanitized-pytest,$(NO_LEAKS),-q $(RECORD_TESTS))
+	$(call sanitized-pytest,$(NO_LEAKS))
 
 # What nobody holds any more at the end: the C unit programs, and the tests
 # that drive the C floors hardest.
 LEAK_TESTS = $(addprefix tests/test_, session_scripted.py schannel_scripted.py provider_contract.py \
 	session.py adversary.py record.py hello.py wire.py)
+LEAKS := ASAN_OPTIONS=detect_leaks=1:malloc_context_size=5 \
+	LSAN_OPTIONS=suppressions=tests/native/lsan.supp:print_suppressions=0
 leaks: sanitized
-	PYTHONPATH=$(CURDIR)/$(SANITIZED) PYTHONSAFEPATH=1 PYTHONMALLOC=malloc \
-	ASAN_OPTIONS=detect_leaks=1:malloc_context_size=5 \
-	LSAN_OPTIONS=suppressions=tests/native/lsan.supp:print_suppressions=0 \
-	TWAPI_TLS_SANITIZED=1 TWAPI_TLS_TESTNATIVE=build/sanitize/testnative \
-	LD_PRELOAD="$(RUNTIME)" \
-		$(VPY) -m pytest -p no:cacheprovider --timeout 300 $(LEAK_TESTS) $(PYTEST_ARGS)
+	TWAPI_TLS_RECORDS=openssl $(call sanitized-pytest,$(LEAKS),-q $(filter $(RECORD_TESTS),$(LEAK_TESTS)))
+	$(call sanitized-pytest,$(LEAKS),$(LEAK_TESTS))
 
 valgrind: bootstrap-test
 	scripts/native-tests

@@ -229,6 +229,30 @@ def serve_client(
                 raise outcome
 
 
+@pytest.mark.parametrize("command", ["rekey1", "rekey"])
+def test_gnutls_client_updates_keys(pki: Pki, command: str) -> None:
+    """gnutls-cli renews its keys (rekey1), and asks for ours (rekey), between lines"""
+    # Commands are lines of their own.
+    with our_server(pki.server) as served:
+        with peers.gnutls_client(
+            served.port, version="1.3", arguments=["--inline-commands"]
+        ) as peer:
+            for number in range(ROUNDS):
+                line = b"line %d of some\n" % number
+                peer.send(line)
+                peer.expect(line, PATIENCE)
+                peer.send(b"^%b^\n" % command.encode())
+                peer.expect(rb"- Rekey was completed", PATIENCE)
+            peer.send(b"the last\n")
+            peer.expect(b"the last\n", PATIENCE)
+            peer.close_stdin()
+            peer.wait(PATIENCE)
+        assert facts_protocol(served.result()) == "1.3"
+        outcome = served.result()
+        if isinstance(outcome, BaseException):
+            raise outcome
+
+
 def facts_protocol(seen: tls.ConnectionFacts) -> str:
     return seen.protocol.removeprefix("TLS ")
 

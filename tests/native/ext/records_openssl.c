@@ -59,9 +59,31 @@ static PyObject *stands(PyObject *module, PyObject *arg)
                                      (unsigned long long)r->write.seq);
 }
 
+/* ask(context) -> the record of a KeyUpdate that asks for the peer's as
+   well (RFC 8446, 4.6.3), which ours never do; our keys are renewed. */
+static PyObject *ask(PyObject *module, PyObject *arg)
+{
+    static const uint8_t update[5] = {24, 0, 0, 1, 1};
+    struct tw_records *r = records_of(arg);
+    uint8_t record[128];
+    size_t len;
+
+    (void)module;
+    if (r == NULL) {
+        return NULL;
+    }
+    len = tw_records_seal(r, 22, update, sizeof(update), record);
+    if (len == 0 || !tw_records_update(r, &r->write)) {
+        PyErr_SetString(PyExc_ValueError, "no KeyUpdate could be made");
+        return NULL;
+    }
+    return PyBytes_FromStringAndSize((const char *)record, (Py_ssize_t)len);
+}
+
 static PyMethodDef functions[] = {
     {"jump", jump, METH_VARARGS, NULL},
     {"stands", stands, METH_O, NULL},
+    {"ask", ask, METH_O, NULL},
     {NULL, NULL, 0, NULL},
 };
 
