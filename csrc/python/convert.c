@@ -232,6 +232,19 @@ PyObject *tw_arg_tuple(PyObject *obj, const char *what)
     return PySequence_Tuple(obj);
 }
 
+PyObject *tw_bytes_cut(PyObject *bytes, size_t n)
+{
+    PyObject *exact;
+
+    if ((size_t)PyBytes_Size(bytes) == n) {
+        return bytes;
+    }
+    exact = PyBytes_FromStringAndSize(PyBytes_AsString(bytes),
+                                      (Py_ssize_t)n);
+    Py_DECREF(bytes);
+    return exact;
+}
+
 /* --- items out --- */
 
 void tw_items_init(struct tw_items *items)

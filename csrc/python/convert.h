@@ -1,5 +1,5 @@
 /*
- * Arguments in, lists of bytes out: what every room of this floor needs.
+ * Arguments in, bytes and lists of them out: what every room here needs.
  *
  * The limited API has no argument parser for METH_FASTCALL, hence tw_args.
  * Functions return 0 or -1 with an exception, pointers NULL with one.
@@ -42,6 +42,10 @@ int tw_arg_word(PyObject *obj, const char *what, const char *const *words,
 int tw_arg_timeout(PyObject *obj, int64_t *deadline);
 /* A tuple of what an iterable has; a str is refused. NULL on failure. */
 PyObject *tw_arg_tuple(PyObject *obj, const char *what);
+
+/* The first n bytes of a bytes object that was made with more room, in the
+   place of it: takes over the reference. (The limited API cannot resize.) */
+PyObject *tw_bytes_cut(PyObject *bytes, size_t n);
 
 /* Collects items without touching Python: a tw_sink, for calls made with
    no GIL or under a lock. */
