@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import select
 import signal
 import socket
 import struct
@@ -446,20 +447,62 @@ def test_half_a_close(connected: Connect, version: int) -> None:
 
 def test_readable_knows_without_taking(connected: Connect) -> None:
     client, server = connected(_native.TLS1_2)
-    assert not client.readable()
+    assert not client.readable() and client.at_rest()
     server.send(b"12345", LIMIT)
     end = time.monotonic() + LIMIT
     while not client.readable():
         assert time.monotonic() < end
         threading.Event().wait(0.001)
     assert client.recv(2, LIMIT) == b"12"
-    assert client.readable() and client.pending() == 3
+    assert client.readable() and client.pending() == 3 and not client.at_rest()
     assert client.recv(10, LIMIT) == b"345"
+    assert client.at_rest()
     server.close(LIMIT)
     assert client.recv(10, LIMIT) == b""
     assert client.readable()
+    assert not client.at_rest()
     client.close()
     assert client.readable()  # recv raises at once
+
+
+def test_readable_opens_what_has_no_data(connected: Connect) -> None:
+    """TLS 1.3: tickets are records of data to who has no key for them."""
+    client, server = connected(_native.TLS1_3)
+    assert select.select([client.fileno()], [], [], LIMIT)[0]  # the tickets
+    assert not client.readable() and not client.pending()
+    assert not select.select([client.fileno()], [], [], 0)[0]  # it has taken them
+    server.send(b"data", LIMIT)
+    assert select.select([client.fileno()], [], [], LIMIT)[0]
+    assert client.readable() and client.pending() == 4
+    assert client.recv(10, LIMIT) == b"data"
+
+
+def test_readable_answers_a_broken_record(
+    creds: Callable[[int], tuple[Credentials, Credentials]],
+) -> None:
+    """The look that meets it sends the alert; the error is the reader's."""
+    near, far = tcp_pair()
+    client, server = (
+        Session("client", creds(_native.TLS1_2)[0], target="localhost"),
+        Session("server", creds(_native.TLS1_2)[1], ask_verdict=False),
+    )
+    client.attach(near.detach())
+    with far, far.dup() as raw:
+        server.attach(far.detach())
+        with in_thread(lambda: drive(server)) as raised:
+            drive(client)
+        assert raised == []
+        raw.sendall(b"\x17\x03\x03\x00\x20" + bytes(32))
+        assert select.select([client.fileno()], [], [], LIMIT)[0]
+        assert client.readable()
+        with pytest.raises(TLSError) as told:
+            server.recv(10, LIMIT)
+        assert told.value.alert_received == "bad_record_mac"
+    with pytest.raises(TLSError) as caught:
+        client.recv(10, LIMIT)
+    assert caught.value.alert_sent == "bad_record_mac"
+    server.close(0, False)
+    client.close(0, False)
 
 
 # --- what is attached ---------------------------------------------------------------------
@@ -516,9 +559,7 @@ def test_a_peer_renegotiates_while_we_write(pki: Pki, letter: bytes, reader: boo
                 peer.send(letter + b"\n")
                 if not reader:
                     # takes the HelloRequest; its answer goes out
-                    end = time.monotonic() + LIMIT
-                    while not client.readable() and time.monotonic() < end:
-                        threading.Event().wait(0.001)
+                    assert select.select([client.fileno()], [], [], LIMIT)[0]
                     assert client.recv(1000, 0) is None
                 line = b"line %d of ours" % i
                 client.send(line + b"\n", LIMIT)

@@ -174,7 +174,8 @@ class Session:
         """close_notify and FIN; False: output still waits (timeout 0)."""
     def close(self, timeout: float = 0.0, graceful: bool = True, /) -> None: ...
     def readable(self) -> bool:
-        """Would recv return (data, end or error) without waiting?"""
+        """Would recv return (data, end or error) without waiting? Looks in the
+        socket, and opens a record to know whether it has data."""
     def set_spin(self, flag: bool, /) -> None:
         """Does a read that has to wait spin for up to 50 us first?"""
 
@@ -212,6 +213,9 @@ class Session:
     # facts
     def state(self) -> Literal["INIT", "NEGOTIATING", "OPEN", "FAILED"]: ...
     def pending(self) -> int: ...
+    def at_rest(self) -> bool:
+        """Does everything wait for the peer's next bytes: nothing inside to be
+        read, no output? Without a look in the socket."""
     def output_pending(self) -> int: ...
     def input_pending(self) -> int: ...
     def read_ended(self) -> bool: ...

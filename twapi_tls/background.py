@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .errors import timeout_error
-from .events import ChannelEvents, report
+from .events import WRITES, ChannelEvents, report
 from .transport import CHUNK, ByteTransport
 
 TYPE_CHECKING = False
@@ -74,17 +74,8 @@ class Linger:
     def _event_readable(self) -> bool:
         return False
 
-    def _event_more(self) -> bool:
-        return False
-
-    def _event_writable(self) -> bool:
-        return False
-
-    def _event_failed(self) -> bool:
-        return False
-
-    def _event_drives(self) -> tuple[bool, bool]:
-        return False, True
+    def _event_rest(self) -> int:
+        return WRITES
 
     def _event_orphaned(self) -> None:
         self._channel._close_transport(0.0, False)

@@ -19,7 +19,15 @@ from contextlib import suppress
 
 from . import text
 from .errors import Deadline, timeout_error, would_block
-from .events import ChannelEvents, require_loop, running_loop
+from .events import (
+    FAILED,
+    READABLE,
+    WRITABLE,
+    WRITES,
+    ChannelEvents,
+    require_loop,
+    running_loop,
+)
 from .options import (
     BUFFERING,
     RAGGED,
@@ -480,54 +488,52 @@ class Channel(Streams):
     def _event_fd(self) -> int:
         return self.fileno()
 
-    def _event_failed(self) -> bool:
-        return self._closed or self._error is not None
-
     def _event_readable(self) -> bool:
         if self._closed or self._error is not None or self._eof:
             return True
-        if not self._read_lock.acquire(blocking=False):
-            return False  # somebody is reading
-        try:
-            # A half line that gets() could not use must not raise the event
-            # for ever: after that only new bytes do.
-            unused = self._ahead or (self._reader is not None and not self._reader.empty)
-            return bool(unused and not self._blocked) or self._read_event()
-        finally:
-            self._read_lock.release()
-
-    def _read_event(self) -> bool:
-        """Looks by reading: a whole record may turn out to hold no data,
-        and a handler of a blocking channel would hang on it."""
+        if (self._ahead or self._reader is not None) and not self._blocked:
+            # Not after a half line that gets() could not use, or it would
+            # raise the event for ever: then only new bytes do.
+            if not self._read_lock.acquire(False):
+                return False  # somebody is reading
+            try:
+                if self._ahead or (self._reader is not None and not self._reader.empty):
+                    return True
+            finally:
+                self._read_lock.release()
         io_ = self._io
         if not self._usable or io_ is None:
             return False
-        if self._transport_input():
-            return True
         try:
-            if not io_.readable():
-                return False
-            data = self._receive(CHUNK, 0)
+            return io_.readable()
         except OSError:
             return True  # it stays, or comes again: the reader's to raise
-        if data is None:
-            return False
-        self._ahead += data
-        self._blocked = False
-        return True
 
-    def _event_more(self) -> bool:
-        return True
-
-    def _event_writable(self) -> bool:
+    def _event_rest(self) -> int:
+        io_ = self._io
+        if (
+            self._usable
+            and io_ is not None
+            and not (self._queue or self._ending or self._ahead or self._eof)
+            and self._reader is None
+            and io_.at_rest()
+        ):
+            return WRITABLE  # and most passes end here
         if self._closed or self._error is not None:
-            return True
+            return FAILED | READABLE | WRITABLE
+        if not self._usable or io_ is None:
+            return 0
+        waits = self._transport_output()
+        flags = 0
+        if self._ahead or self._reader is not None or self._eof or not io_.at_rest():
+            flags = READABLE
         if self._output_error is not None:
-            return True
-        return self._usable and not self._queue and not self._transport_output()
-
-    def _event_drives(self) -> tuple[bool, bool]:
-        return False, self._usable and self._output_waits() and not self._closed
+            return flags | WRITABLE
+        if waits or self._queue or self._ending:
+            flags |= WRITES
+        if not (waits or self._queue):
+            flags |= WRITABLE
+        return flags
 
     def _output_waits(self) -> bool:
         """Is there output that may yet go?"""

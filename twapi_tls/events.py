@@ -63,6 +63,13 @@ def require_loop(loop: asyncio.AbstractEventLoop | None) -> asyncio.AbstractEven
 
 # --- a channel's handlers
 
+# What ``Subject._event_rest`` says.
+READABLE = 1  # what is to be read may wait inside, where no descriptor tells
+WRITABLE = 2  # OPEN with no output waiting, or failed
+FAILED = 4  # or its reading side is dead: no descriptor will tell
+READS = 8  # the channel itself waits for input
+WRITES = 16  # the channel itself waits for room
+
 
 class Subject(Protocol):
     """What ``ChannelEvents`` asks of a channel."""
@@ -74,20 +81,11 @@ class Subject(Protocol):
         """The descriptor to watch, or -1."""
 
     def _event_readable(self) -> bool:
-        """Plaintext, the end or a failure waits."""
+        """Plaintext, the end or a failure waits; asks the system."""
 
-    def _event_more(self) -> bool:
-        """Once a handler has read: may something wait that no descriptor
-        tells of? A look at what is inside, without a system call."""
-
-    def _event_writable(self) -> bool:
-        """OPEN with no output waiting, or failed."""
-
-    def _event_failed(self) -> bool:
-        """Failed, or its reading side is dead: no descriptor will tell."""
-
-    def _event_drives(self) -> tuple[bool, bool]:
-        """(read, write) readiness that the channel itself waits for."""
+    def _event_rest(self) -> int:
+        """How it stands once the handlers ran: the flags above. A look at
+        what is inside, without a system call."""
 
     def _event_orphaned(self) -> None:
         """The loop is closed: nothing that it drove goes on."""
@@ -107,6 +105,7 @@ class ChannelEvents:
         self._fd_read = -1
         self._fd_write = -1
         self._paused = False
+        self._rest = 0  # as the last pass left it
         self._room = False
         self._scheduled = False
         self._closed = False
@@ -124,9 +123,9 @@ class ChannelEvents:
             self._scheduled = True
         try:
             if self.in_loop():
-                self.loop.call_soon(self._pass)
+                self.loop.call_soon(self._kicked)
             else:
-                self.loop.call_soon_threadsafe(self._pass)
+                self.loop.call_soon_threadsafe(self._kicked)
         except RuntimeError:
             # The loop is closed: there is nobody to tell any more.
             with self._lock:
@@ -142,37 +141,58 @@ class ChannelEvents:
             self._room = False
         self.kick()
 
-    def _on_room(self) -> None:
-        self._room = True
-        self.kick()
+    # The three ways into a pass. Where one is scheduled already the other
+    # two leave it to that one: a condition raises one event, not two.
 
-    def _pass(self) -> None:
+    def _kicked(self) -> None:
         with self._lock:
             self._scheduled = False
-            if self._closed:
-                return
+        if not self._closed:
+            self.channel._event_step()
+            self._pass()
+
+    def _on_input(self) -> None:
+        if not (self._scheduled or self._closed):
+            if self._rest & (READS | WRITES):
+                self.channel._event_step()
+            self._pass()
+
+    def _on_room(self) -> None:
+        self._room = True
+        if not (self._scheduled or self._closed):
+            self.channel._event_step()
+            self._pass()
+
+    def _pass(self) -> None:
+        """The handlers, and what is to be watched after them."""
         channel = self.channel
-        channel._event_step()
-        again = False
-        if self.readable is not None and not self._closed and channel._event_readable():
-            self._run("readable", self.readable)
-            again = channel._event_more()
-        failed = channel._event_failed()
-        if self.writable is not None and not self._closed and (self._room or failed):
+        ran = False
+        callback = self.readable
+        if callback is not None and channel._event_readable():
+            self._run("readable", callback)
+            ran = True
+        rest = channel._event_rest()
+        again = ran and rest & READABLE
+        callback = self.writable
+        if callback is not None and (self._room or rest & FAILED):
             self._room = False
-            if channel._event_writable():
-                self._run("writable", self.writable)
-                again = again or failed
-        self._watch()
-        again = again and (self.readable is not None or (failed and self.writable is not None))
-        if again:
+            if rest & WRITABLE:
+                self._run("writable", callback)
+                rest = channel._event_rest()
+                again = again or rest & FAILED
+        if self._closed:
+            return
+        self._rest = rest
+        failed = rest & FAILED
+        reads = rest & READS or (self.readable is not None and not failed)
+        writes = rest & WRITES or (self.writable is not None and rest & WRITABLE and not failed)
+        if bool(reads) != (self._fd_read >= 0) or bool(writes) != (self._fd_write >= 0):
+            self._watch(bool(reads), bool(writes))
+        if again and (self.readable is not None or (failed and self.writable is not None)):
             self.kick()
-        if again != self._paused and self._fd_read >= 0:
-            self._paused = again
-            if again:
-                self._poller.pause_reader(self._fd_read)
-            else:
-                self._poller.resume_reader(self._fd_read)
+            self._pause(True)
+        elif self._paused:
+            self._pause(False)
 
     def _run(self, kind: str, callback: Callback) -> None:
         try:
@@ -186,26 +206,27 @@ class ChannelEvents:
                 self.writable = None
             report(self.loop, error, self.channel, "handler")
 
-    def _watch(self) -> None:
+    def _pause(self, pause: bool) -> None:
+        """Tells the poller whether the next pass comes without it."""
+        if pause != self._paused and self._fd_read >= 0:
+            self._paused = pause
+            if pause:
+                self._poller.pause_reader(self._fd_read)
+            else:
+                self._poller.resume_reader(self._fd_read)
+
+    def _watch(self, reads: bool, writes: bool) -> None:
         """Watches what is waited for, and nothing else."""
-        if self._closed:
-            return
-        reads, writes = self.channel._event_drives()
-        alive = not self.channel._event_failed()
-        fd = self.channel._event_fd()
-        want_read = fd if reads or (alive and self.readable is not None) else -1
-        want_write = (
-            fd
-            if writes or (alive and self.writable is not None and self.channel._event_writable())
-            else -1
-        )
+        fd = self.channel._event_fd() if reads or writes else -1
+        want_read = fd if reads else -1
+        want_write = fd if writes else -1
         if want_read != self._fd_read:
             if self._fd_read >= 0:
                 self._poller.remove_reader(self._fd_read)
             self._fd_read = want_read
             self._paused = False
             if want_read >= 0:
-                self._poller.add_reader(want_read, self.kick)
+                self._poller.add_reader(want_read, self._on_input)
         if want_write != self._fd_write:
             if self._fd_write >= 0:
                 self._poller.remove_writer(self._fd_write)

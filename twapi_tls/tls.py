@@ -22,7 +22,7 @@ from ._native import TLSError, TLSTimeoutError
 from .certs import Certificate
 from .channel import Channel, close_anything
 from .errors import Deadline, closed_error, make_error, timeout_error
-from .events import ChannelEvents, report, require_loop, running_loop
+from .events import READS, WRITES, ChannelEvents, report, require_loop, running_loop
 from .options import READ_ONLY, TLS_READ_ONLY
 from .sockets import PendingConnection
 from .sspi import ConnectionFacts, Credentials, SspiContext, answer_certificate
@@ -543,26 +543,12 @@ class TlsChannel(Channel):
             settled(self, self._error)
         super()._event_step()
 
-    def _event_drives(self) -> tuple[bool, bool]:
-        if self._closed or self._error is not None:
-            return False, False
-        if self._opened:
-            return super()._event_drives()
+    def _event_rest(self) -> int:
+        if self._opened or self._closed or self._error is not None:
+            return super()._event_rest()
         if self._tls is None or self._task is not None or self._asker is not None:
-            return False, False
-        return True, self._tls.output_pending() > 0
-
-    def _event_more(self) -> bool:
-        """Of a session on a socket: what is not in it is in the system's
-        hands, and the descriptor stays readable."""
-        return (
-            self._io is not self._session
-            or self._reader is not None
-            or bool(self._ahead)
-            or self._eof
-            or self._event_failed()
-            or not self._session.missing()
-        )
+            return 0
+        return READS | WRITES if self._tls.output_pending() else READS
 
     def _event_fd(self) -> int:
         return -1 if self._error is not None else self.fileno()

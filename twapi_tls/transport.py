@@ -52,7 +52,12 @@ class ByteTransport(Protocol):
         """Ends the output; False if output still waits (timeout 0)."""
 
     def readable(self) -> bool:
-        """Would recv return without waiting?"""
+        """Would recv give bytes, the end or an error, without waiting? May
+        take bytes from below to know."""
+
+    def at_rest(self) -> bool:
+        """Will the descriptor tell of whatever comes next: nothing to read
+        waits in here, and no output? Without a system call."""
 
     def output_pending(self) -> int:
         """Bytes taken by send that wait to be sent, here or further down."""
@@ -223,6 +228,9 @@ class SocketTransport:
         fd = self.fileno()
         return fd < 0 or wait_fd(fd, False, 0)
 
+    def at_rest(self) -> bool:
+        return True
+
     def output_pending(self) -> int:
         return 0
 
@@ -261,7 +269,8 @@ class ObjectTransport:
     def __init__(self, stream: Any) -> None:
         # Any: only some of its methods are promised.
         self.stream: Any = stream
-        self._lock = threading.Lock()
+        self._ahead = b""  # what readable() had to take
+        self._ended = False  # readable() met the end
         self._closed = False
         self._selectable = self.fileno() >= 0 and self._has("setblocking")
         if self._selectable:
@@ -313,6 +322,12 @@ class ObjectTransport:
             wait_until(self.fileno(), on_write, deadline)
 
     def recv(self, n: int, timeout: float | None = None, /) -> bytes | None:
+        if self._ahead or self._ended:
+            data, self._ahead = self._ahead[:n], self._ahead[n:]
+            return data
+        return self._receive(n, timeout)
+
+    def _receive(self, n: int, timeout: float | None) -> bytes | None:
         data = self._call("recv", n, timeout, False)
         if data is None and self._selectable:
             return None
@@ -346,11 +361,24 @@ class ObjectTransport:
         return True
 
     def readable(self) -> bool:
+        """Looks by reading: bytes that the descriptor tells of may turn out
+        to be no data, if the stream has a protocol of its own."""
+        if self._ahead or self._ended:
+            return True
         pending = getattr(self.stream, "pending", None)
         if pending is not None and pending():
             return True
         fd = self.fileno()
-        return fd >= 0 and wait_fd(fd, False, 0)
+        if fd < 0 or not wait_fd(fd, False, 0):
+            return False
+        data = self._receive(CHUNK, 0)
+        if data is None:
+            return False
+        self._ahead, self._ended = data, not data
+        return True
+
+    def at_rest(self) -> bool:
+        return False  # what a stream keeps inside is its own affair
 
     def output_pending(self) -> int:
         return 0
@@ -532,6 +560,9 @@ class Pump:
         finally:
             self._read_lock.release()
         return False
+
+    def at_rest(self) -> bool:
+        return not self._out and self.session.at_rest() and self.transport.at_rest()
 
     def fileno(self) -> int:
         return self.transport.fileno()

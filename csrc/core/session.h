@@ -121,6 +121,14 @@ const struct tw_hello *tw_session_hello(struct tw_session *);
 enum tw_status tw_session_read(struct tw_session *, uint8_t *dst,
                                size_t cap, size_t *n,
                                struct tw_error *err);
+/* Would tw_session_read say something: data, the end, an error? Records at
+   hand are opened until one has data, which stays for the reader; what they
+   call for (an answer, an alert) becomes output. Before OPEN: could the
+   negotiation go on? */
+bool tw_session_look(struct tw_session *);
+/* Does everything wait for the peer's next bytes: no data, no whole record,
+   no end inside, and no output? */
+bool tw_session_at_rest(struct tw_session *);
 /* Plaintext decrypted and not yet read, in bytes. */
 size_t tw_session_pending(struct tw_session *);
 /* Seals src into output as far as its bound (TW_OUTPUT_LIMIT) allows; *n

@@ -137,7 +137,7 @@ bool tw_held_release_lock_held(struct tw_session *s)
 
 /* --- bytes of the wire --- */
 
-static size_t missing_lock_held(struct tw_session *s)
+size_t tw_input_missing_lock_held(struct tw_session *s)
 {
     size_t missing = 0;
     size_t len;
@@ -167,7 +167,7 @@ enum tw_status tw_session_input_reserve(struct tw_session *s, size_t want,
         return TW_E_ARGUMENT;
     }
     tw_lock_acquire(&s->lock);
-    missing = missing_lock_held(s);
+    missing = tw_input_missing_lock_held(s);
     if (want < missing) {
         want = missing;
     }
@@ -232,9 +232,20 @@ size_t tw_session_missing(struct tw_session *s)
     size_t missing;
 
     tw_lock_acquire(&s->lock);
-    missing = missing_lock_held(s);
+    missing = tw_input_missing_lock_held(s);
     tw_lock_release(&s->lock);
     return missing;
+}
+
+bool tw_session_at_rest(struct tw_session *s)
+{
+    bool rests;
+
+    tw_lock_acquire(&s->lock);
+    rests = tw_input_missing_lock_held(s) > 0
+            && tw_buffer_length(&s->output) == 0;
+    tw_lock_release(&s->lock);
+    return rests;
 }
 
 size_t tw_session_input_take(struct tw_session *s, uint8_t *dst, size_t cap)

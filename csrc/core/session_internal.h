@@ -128,6 +128,8 @@ void tw_input_relax_lock_held(struct tw_session *s);
 /* The bytes at hand were not enough; what SECBUFFER_MISSING said is a hint
    and may be 0. */
 void tw_input_note_missing_lock_held(struct tw_session *s, size_t hint);
+/* Bytes that the next step lacks at least; 0: it can go on, or will not. */
+size_t tw_input_missing_lock_held(struct tw_session *s);
 /* As tw_buffer_reserve, _commit, _append; memory that is lent out is left
    where it is and freed when it comes back. */
 uint8_t *tw_output_reserve_lock_held(struct tw_session *s, size_t n);

@@ -444,3 +444,22 @@ done:
     tw_lock_release(&s->lock);
     return st;
 }
+
+bool tw_session_look(struct tw_session *s)
+{
+    enum tw_status st = TW_DONE;
+    bool found;
+
+    tw_lock_acquire(&s->lock);
+    if (s->state == TW_INIT || s->state == TW_NEGOTIATING) {
+        found = tw_input_missing_lock_held(s) == 0;
+    } else {
+        while (s->plain_len == 0 && st == TW_DONE) {
+            st = receive_lock_held(s);
+        }
+        found = s->plain_len > 0 || st != TW_WANT_READ;
+        tw_input_relax_lock_held(s);
+    }
+    tw_lock_release(&s->lock);
+    return found;
+}

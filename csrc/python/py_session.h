@@ -139,6 +139,7 @@ bool tw_call_gather_output(struct tw_session *s, struct tw_buffer *to);
     X_NONE(hello)                                                          \
     X_NONE(state)                                                          \
     X_NONE(pending)                                                        \
+    X_NONE(at_rest)                                                        \
     X_NONE(output_pending)                                                 \
     X_NONE(input_pending)                                                  \
     X_NONE(read_ended)                                                     \

@@ -121,6 +121,17 @@ PyObject *tw_py_session_pending(PyObject *self, PyObject *unused)
     return PyLong_FromSize_t(tw_session_pending(looked_at(self)));
 }
 
+TW_METHOD_DOC(at_rest,
+"at_rest() -> bool\n\n"
+"Whether everything waits for the peer's next bytes: nothing inside is to be\n"
+"read, and no output waits. Without a look in the socket.");
+
+PyObject *tw_py_session_at_rest(PyObject *self, PyObject *unused)
+{
+    (void)unused;
+    return PyBool_FromLong(tw_session_at_rest(looked_at(self)));
+}
+
 TW_METHOD_DOC(output_pending,
 "output_pending() -> int\n\nBytes for the peer that wait to be sent.");
 

@@ -321,23 +321,16 @@ PyObject *tw_py_session_close(PyObject *self, PyObject *const *args,
 TW_METHOD_DOC(readable,
 "readable() -> bool\n\n"
 "Whether recv() would say something without waiting: bytes, the end or an\n"
-"error. A whole record counts, even if it turns out to hold no data.");
+"error. Looks in the socket, and opens a record to know whether it has data.");
 
 PyObject *tw_py_session_readable(PyObject *self, PyObject *unused)
 {
-    struct tw_session *s = core_of(self);
     struct tw_wire *wire = wire_of(self);
 
     (void)unused;
-    if (wire != NULL) {
-        return PyBool_FromLong(tw_wire_readable(wire));
-    }
-    return PyBool_FromLong(tw_session_pending(s) != 0 ||
-                           tw_session_read_ended(s) ||
-                           tw_session_state(s) == TW_FAILED ||
-                           tw_session_missing(s) == 0);
+    return PyBool_FromLong(wire != NULL ? tw_wire_readable(wire)
+                                        : tw_session_look(core_of(self)));
 }
-
 
 TW_METHOD_DOC(set_ragged_eof,
 "set_ragged_eof(flag)\n\n"

@@ -955,36 +955,27 @@ void tw_wire_close(struct tw_wire *w, int64_t deadline, bool graceful)
 
 bool tw_wire_readable(struct tw_wire *w)
 {
-    struct tw_session *s = w->session;
-    struct tw_error err;
     bool found;
 
     if (enter(w, NULL) != TW_DONE) {
         return true; /* recv raises at once */
     }
-    tw_error_clear(&err);
     if (!tw_lock_try(&w->reader)) {
-        found = tw_session_pending(s) != 0;
+        found = tw_session_pending(w->session) != 0;
         leave(w);
         return found;
     }
-    for (;;) {
-        found = tw_session_pending(s) != 0 || tw_session_read_ended(s) ||
-                tw_session_state(s) == TW_FAILED ||
-                tw_session_missing(s) == 0;
-        if (found) {
+    found = tw_session_look(w->session);
+    while (!found) {
+        enum tw_status st = fill_once_held(w, NULL);
+
+        if (st == TW_WANT_READ) {
             break;
         }
-        switch (fill_once_held(w, &err)) {
-        case TW_DONE:
-            continue;
-        case TW_WANT_READ:
-            break;
-        default:
-            found = true; /* an error is something to read */
-        }
-        break;
+        /* an error is something to read */
+        found = st != TW_DONE || tw_session_look(w->session);
     }
+    (void)nudge(w); /* KeyUpdate's answer, an alert */
     tw_lock_release(&w->reader);
     leave(w);
     return found;

@@ -57,7 +57,8 @@ enum tw_status tw_wire_shutdown_write(struct tw_wire *, int64_t deadline,
 /* Full close: close_notify best effort within the deadline, then close.
    linger false: at once, nothing sent but an alert that already waits. */
 void tw_wire_close(struct tw_wire *, int64_t deadline, bool graceful);
-/* Is something to read now, without waiting and without consuming? */
+/* Would tw_wire_recv say something, without waiting? Takes from the socket
+   what is there and opens records until one has data; none is consumed. */
 bool tw_wire_readable(struct tw_wire *);
 /* Whether a receiver that has to wait spins for the peer's bytes for a
    while (at most 50 us, less where that was in vain) before it sleeps. */
