@@ -156,6 +156,20 @@ def fill(channel: Any) -> int:
             return sent
 
 
+def clog(here: Any, there: Any) -> int:
+    """Output of a non-blocking channel that waits until ``there`` reads; bytes given.
+
+    A full socket is not yet a full connection: when it takes no more, the
+    kernel still moves bytes on, and makes the receiver's buffer larger (up to
+    32 MB). So both buffers get a fixed size, and more is queued than they hold.
+    """
+    for channel, option in ((here, socket.SO_SNDBUF), (there, socket.SO_RCVBUF)):
+        sock = socket.socket(fileno=channel.fileno())
+        sock.setsockopt(socket.SOL_SOCKET, option, 32768)
+        sock.detach()
+    return fill(here) + int(here.write(bytes(500_000)))
+
+
 def drain(channel: Any, size: int) -> int:
     """Receives up to ``size`` bytes or the end; how many."""
     got = 0

@@ -15,7 +15,7 @@ from typing import Any
 import peers
 import pytest
 from certs import Pki
-from channels import fill, tcp_pair, tls_pair
+from channels import clog, tcp_pair, tls_pair
 from twapi_support import (
     HOST,
     LIMIT,
@@ -405,8 +405,7 @@ def test_the_rest_of_a_closed_channel_that_cannot_be_sent(
         with tls_pair(pki, version=version) as (here, there):
             here.setblocking(False)
             here.event("readable", lambda: None)
-            fill(here)
-            here.write(bytes(1000))
+            clog(here, there)
             here.close()
             if how == "reset":
                 sock = socket.socket(fileno=there.fileno())
