@@ -69,16 +69,17 @@ static const char *const slot_names[TW_SLOT_COUNT] = {
 
 /* --- bookkeeping that does not fail on purpose --- */
 
-/* Where the linker wraps malloc to make it fail, these are the originals. */
-#if defined(TW_WRAPPED_MALLOC)
-void *__real_malloc(size_t);
-void __real_free(void *);
-#define keep_malloc __real_malloc
-#define keep_free __real_free
-#else
-#define keep_malloc malloc
-#define keep_free free
-#endif
+/* The library's own, where a macro of that name has another one (the tests'
+ * counted.h). */
+static void *keep_malloc(size_t n)
+{
+    return (malloc)(n);
+}
+
+static void keep_free(void *p)
+{
+    (free)(p);
+}
 
 static void *keep(const void *data, size_t len)
 {

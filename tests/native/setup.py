@@ -29,8 +29,8 @@ CSRC = ROOT / "csrc"
 WINDOWS_PYTHON = os.environ.get("TWAPI_TLS_WINDOWS", "")
 CROSS = bool(WINDOWS_PYTHON)
 WINDOWS = CROSS or sys.platform == "win32"
+MSVC = WINDOWS and not CROSS
 OTHER_PLATFORMS = {"openssl", "posix"} if WINDOWS else {"schannel", "crypt32", "winsock", "win32"}
-WRAPPED = ("malloc", "calloc", "realloc", "free")
 
 
 def switched_on(name: str) -> bool:
@@ -47,9 +47,14 @@ def pkg_config(option: str) -> list[str]:
 
 def extension(name: str, sources: list[Path], folders: list[Path]) -> Extension:
     """A module of these files and all of csrc/core; folders go before the system's headers."""
-    compile_args = ["-std=c11", "-O1", "-g", "-fvisibility=hidden", "-Wall", "-Wextra"]
-    link_args = [f"-Wl,--wrap={function}" for function in WRAPPED]
-    macros = [("_GNU_SOURCE", "1"), ("TW_WRAPPED_MALLOC", "1")]
+    counted = str(HERE / "ext" / "counted.h")
+    if MSVC:
+        compile_args = ["/std:c11", "/W4", "/utf-8", f"/FI{counted}"]
+    else:
+        compile_args = ["-std=c11", "-O1", "-g", "-fvisibility=hidden", "-Wall", "-Wextra"]
+        compile_args += ["-include", counted]
+    link_args: list[str] = []
+    macros = [("_GNU_SOURCE", "1")]
     libraries: list[str] = []
     library_dirs: list[str] = []
     if WINDOWS:
@@ -63,7 +68,7 @@ def extension(name: str, sources: list[Path], folders: list[Path]) -> Extension:
         library_dirs.append(WINDOWS_PYTHON)
         link_args.append("-static-libgcc")
     if switched_on("TWAPI_TLS_WERROR"):
-        compile_args.append("-Werror")
+        compile_args.append("/WX" if MSVC else "-Werror")
     if switched_on("TWAPI_TLS_DEBUG") or switched_on("TWAPI_TLS_COVERAGE"):
         compile_args.append("-O0")
     if switched_on("TWAPI_TLS_COVERAGE"):

@@ -1,21 +1,9 @@
 /*
- * Allocation that fails when told to. The linker turns every malloc,
- * calloc, realloc and free of this extension's objects into the functions
- * below (--wrap); Python and OpenSSL keep theirs. The scripted engine's
- * own bookkeeping is not counted.
+ * Allocation that fails when told to: counted.h has our own calls of malloc,
+ * calloc, realloc and free come here. The scripted engine's own bookkeeping
+ * is not counted.
  */
 #include "ext.h"
-
-#include <stdlib.h>
-
-void *__real_malloc(size_t);
-void *__real_calloc(size_t, size_t);
-void *__real_realloc(void *, size_t);
-void __real_free(void *);
-void *__wrap_malloc(size_t);
-void *__wrap_calloc(size_t, size_t);
-void *__wrap_realloc(void *, size_t);
-void __wrap_free(void *);
 
 static long made;    /* allocations since the last fail_allocation */
 static long fails;   /* which of them fails; 0: none */
@@ -28,34 +16,34 @@ static bool refused(void)
     return fails > 0 && (made == fails || (onward && made > fails));
 }
 
-void *__wrap_malloc(size_t n)
+void *counted_malloc(size_t n)
 {
-    void *p = refused() ? NULL : __real_malloc(n);
+    void *p = refused() ? NULL : (malloc)(n);
 
     live += p != NULL;
     return p;
 }
 
-void *__wrap_calloc(size_t n, size_t each)
+void *counted_calloc(size_t n, size_t each)
 {
-    void *p = refused() ? NULL : __real_calloc(n, each);
+    void *p = refused() ? NULL : (calloc)(n, each);
 
     live += p != NULL;
     return p;
 }
 
-void *__wrap_realloc(void *old, size_t n)
+void *counted_realloc(void *old, size_t n)
 {
-    void *p = refused() ? NULL : __real_realloc(old, n);
+    void *p = refused() ? NULL : (realloc)(old, n);
 
     live += p != NULL && old == NULL;
     return p;
 }
 
-void __wrap_free(void *p)
+void counted_free(void *p)
 {
     live -= p != NULL;
-    __real_free(p);
+    (free)(p);
 }
 
 static PyObject *fail_allocation(PyObject *module, PyObject *args)

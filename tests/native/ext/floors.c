@@ -241,9 +241,9 @@ static PyMethodDef buffer_methods[] = {
 };
 
 static PyType_Slot buffer_slots[] = {
-    {Py_tp_new, buffer_new},
-    {Py_tp_dealloc, buffer_dealloc},
-    {Py_tp_methods, buffer_methods},
+    {Py_tp_new, (void *)buffer_new},
+    {Py_tp_dealloc, (void *)buffer_dealloc},
+    {Py_tp_methods, (void *)buffer_methods},
     {0, NULL},
 };
 

@@ -339,9 +339,9 @@ static PyMethodDef script_methods[] = {
 };
 
 static PyType_Slot script_slots[] = {
-    {Py_tp_new, script_new},
-    {Py_tp_dealloc, script_dealloc},
-    {Py_tp_methods, script_methods},
+    {Py_tp_new, (void *)script_new},
+    {Py_tp_dealloc, (void *)script_dealloc},
+    {Py_tp_methods, (void *)script_methods},
     {0, NULL},
 };
 
@@ -476,9 +476,9 @@ static PyMethodDef credentials_methods[] = {
 };
 
 static PyType_Slot credentials_slots[] = {
-    {Py_tp_new, credentials_new},
-    {Py_tp_dealloc, credentials_dealloc},
-    {Py_tp_methods, credentials_methods},
+    {Py_tp_new, (void *)credentials_new},
+    {Py_tp_dealloc, (void *)credentials_dealloc},
+    {Py_tp_methods, (void *)credentials_methods},
     {0, NULL},
 };
 
@@ -1022,9 +1022,9 @@ static PyMethodDef session_methods[] = {
 };
 
 static PyType_Slot session_slots[] = {
-    {Py_tp_new, session_new},
-    {Py_tp_dealloc, session_dealloc},
-    {Py_tp_methods, session_methods},
+    {Py_tp_new, (void *)session_new},
+    {Py_tp_dealloc, (void *)session_dealloc},
+    {Py_tp_methods, (void *)session_methods},
     {0, NULL},
 };
 

@@ -684,7 +684,7 @@ static PyObject *engine_name(PyObject *module, PyObject *ignored)
 }
 
 static PyType_Slot credential_slots[] = {
-    {Py_tp_dealloc, handle_dealloc},
+    {Py_tp_dealloc, (void *)handle_dealloc},
     {0, NULL},
 };
 

@@ -18,13 +18,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* The tests make the allocations of the engine fail, not those of this. */
-void *__real_malloc(size_t);
-void __real_free(void *);
-
+/* The tests make the allocations of the engine fail, not those of this:
+ * in parentheses, no macro of counted.h's. */
 static void *keep(size_t len)
 {
-    void *p = __real_malloc(len);
+    void *p = (malloc)(len);
 
     if (p == NULL) {
         abort();
@@ -50,8 +48,8 @@ BOOL CertFreeCertificateContext(PCCERT_CONTEXT ctx)
 {
     if (ctx != NULL && tw_count_down(ctx->refs) == 0) {
         tw_provider_scripted.cert_free(ctx->played);
-        __real_free(ctx->refs);
-        __real_free((void *)(uintptr_t)ctx);
+        (free)(ctx->refs);
+        (free)((void *)(uintptr_t)ctx);
     }
     return TRUE;
 }
@@ -203,7 +201,7 @@ struct tw_store *tw_crypt32_store_ref(struct tw_store *store)
 void tw_crypt32_store_free(struct tw_store *store)
 {
     if (store != NULL && tw_count_down(&store->refs) == 0) {
-        __real_free(store);
+        (free)(store);
     }
 }
 
