@@ -24,7 +24,7 @@ import pytest
 from certs import Pki
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric import dsa, rsa
 from memory import (
     Connection,
     bytewise,
@@ -727,7 +727,7 @@ import twapi_tls as tls
 from memory import client, connect, server
 from mint import authority, mint
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric import dsa, rsa
 root = authority("root")
 leaf = mint("x", root, names=["localhost"], key=rsa.generate_private_key(65537, 2048),
             usage=["digital_signature", "key_encipherment"])
@@ -758,6 +758,44 @@ def test_openssl_cnf_is_honoured(tmp_path: Path) -> None:
     assert old[1] == "ECDHE-RSA-AES128-GCM-SHA256"
     default, _, _ = run_under("Ciphersuites = TLS_CHACHA20_POLY1305_SHA256", PROGRAM, tmp_path)
     assert default[1] == "TLS_CHACHA20_POLY1305_SHA256"
+
+
+@pytest.mark.skipif(tls.engine.name != "openssl", reason="openssl.cnf is OpenSSL's")
+@pytest.mark.parametrize("others", [(), ("base",), ("legacy",), ("base", "legacy")])
+def test_providers_of_openssl_cnf(others: tuple[str, ...], tmp_path: Path) -> None:
+    """Whatever else it activates beside the default provider, connections are the same."""
+    head = "openssl_conf = start\n[start]\nproviders = those\nssl_conf = ssl\n[ssl]\n"
+    head += "system_default = policy\n[policy]\nGroups = P-384\n[those]\n"
+    names = ("default", *others)
+    head += "".join(f"{name} = some\n" for name in names) + "[some]\nactivate = 1\n"
+    default, old, verdict = run_under("", PROGRAM, tmp_path, head)
+    assert (default[0], old[0], verdict) == ("TLS 1.3", "TLS 1.2", "ok")
+    assert default[2].lower() in ("secp384r1", "p-384")
+
+
+@pytest.mark.skipif(tls.engine.name != "openssl", reason="openssl.cnf is OpenSSL's")
+def test_the_generator_of_openssl_cnf(tmp_path: Path) -> None:
+    head = "openssl_conf = start\n[start]\nrandom = generator\n[generator]\n"
+    default, old, verdict = run_under(
+        "random = HASH-DRBG\ndigest = SHA256", PROGRAM, tmp_path, head
+    )
+    assert (default[0], old[0], verdict) == ("TLS 1.3", "TLS 1.2", "ok")
+
+
+@pytest.mark.skipif(tls.engine.name != "openssl", reason="Schannel knows no DSA in a path")
+@VERSIONS
+def test_keys_that_tls_has_no_use_for(version: str) -> None:
+    """A CA may have another kind of key than authenticates in TLS: its path is good."""
+    root = authority("root")
+    odd = mint("odd", root, ca=True, key=dsa.generate_private_key(2048))
+    theirs = server(mint("x", odd, names=["localhost"]))
+    with connect(client(root, protocols=version), theirs) as connection:
+        assert tls.cert_subject_name(tls.sspi_remote_cert(connection.client)) == "x"
+    stranger = mint("odd", root, ca=True, key=odd.key, issuer_key=mint("y").key)
+    forged = server(mint("x", stranger, names=["localhost"]))
+    with pytest.raises(TLSError) as caught, connect(client(root, protocols=version), forged):
+        pass
+    assert caught.value.name == "TRUST_E_CERT_SIGNATURE"
 
 
 @pytest.mark.skipif(tls.engine.name != "openssl", reason="openssl.cnf is OpenSSL's")

@@ -4,7 +4,9 @@
  * say), store_openssl.c and import_openssl.c (sets of them and how they are
  * read), system_openssl.c (the system's sets), verify_openssl.c,
  * revoke_openssl.c and path_openssl.c (whether to believe them). The slots
- * of the provider table that they fill are in openssl_internal.h.
+ * of the provider table that they fill are in openssl_internal.h, and
+ * library_openssl.c, which a context's rooms use as well: what a peer's
+ * certificates are parsed in.
  *
  * Functions that return bool: false means out of memory.
  */

@@ -313,7 +313,7 @@ int tw_octx_verify_peer(X509_STORE_CTX *store, void *arg)
         c->peer = NULL;
     }
     if (!c->peer) {
-        c->peer = tw_openssl_cert_new(X509_STORE_CTX_get0_cert(store), NULL,
+        c->peer = tw_openssl_peer_new(X509_STORE_CTX_get0_cert(store),
                                       X509_STORE_CTX_get0_untrusted(store));
         if (!c->peer) {
             X509_STORE_CTX_set_error(store, X509_V_ERR_OUT_OF_MEM);

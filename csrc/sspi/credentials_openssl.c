@@ -370,6 +370,13 @@ static bool engine_wanted(void)
     return !records || strcmp(records, "openssl") != 0;
 }
 
+/* No private key is to meet a library context but the one that it is of. */
+static OSSL_LIB_CTX *library_for(const struct tw_credentials_config *config)
+{
+    return config->cert_count == 0 && !(config->flags & TW_CRED_CHOOSES)
+               ? tw_openssl_reading_library() : NULL;
+}
+
 enum tw_status tw_ocred_acquire(const struct tw_credentials_config *config,
                                 CredHandle *out, struct tw_error *err)
 {
@@ -397,9 +404,9 @@ enum tw_status tw_ocred_acquire(const struct tw_credentials_config *config,
     cred->engine = engine_wanted() && tw_records_usable();
     cred->role = config->role;
     cred->flags = config->flags;
-    cred->ssl_ctx = SSL_CTX_new(config->role == TW_SERVER
-                                    ? TLS_server_method()
-                                    : TLS_client_method());
+    cred->ssl_ctx = config->role == TW_SERVER
+        ? SSL_CTX_new(TLS_server_method())
+        : SSL_CTX_new_ex(library_for(config), NULL, TLS_client_method());
     if (!cred->ssl_ctx) {
         st = tw_openssl_fail(
             err, TW_E_TLS, SEC_E_INTERNAL_ERROR,

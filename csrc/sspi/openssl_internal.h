@@ -41,6 +41,14 @@ struct tw_store {
 struct tw_cert *tw_openssl_cert_new(X509 *, EVP_PKEY *key,
                                     STACK_OF(X509) *chain);
 
+/* The library context for the SSL_CTX of a client that meets no private key:
+   NULL, the default one, or one that reads certificates faster. */
+OSSL_LIB_CTX *tw_openssl_reading_library(void);
+
+/* The certificate that a peer sent, with chain (may be NULL), both as parsed
+   in either library context; NULL when out of memory. */
+struct tw_cert *tw_openssl_peer_new(X509 *, STACK_OF(X509) *chain);
+
 /* Drains OpenSSL's error queue into *err: its reason as the detail. */
 enum tw_status tw_openssl_fail(struct tw_error *err, enum tw_status status,
                                int32_t code, const char *what);

@@ -158,8 +158,7 @@ bool tw_octx_learn_peer(struct tw_octx *c)
 
     if (!c->peer && c->ssl && (c->open || SSL_session_reused(c->ssl))
         && (x509 = SSL_get0_peer_certificate(c->ssl))) {
-        c->peer = tw_openssl_cert_new(x509, NULL,
-                                      SSL_get_peer_cert_chain(c->ssl));
+        c->peer = tw_openssl_peer_new(x509, SSL_get_peer_cert_chain(c->ssl));
         return c->peer != NULL;
     }
     return true;
