@@ -81,6 +81,23 @@ def main(folder: Path) -> None:
                 bytes([1]) + bytes([9, 4, 0, 0x8D, 0, 9, 0, 5, 0x83, 0x87, 8, 0]),
                 bytes([0x44]) + bytes([0, 0x83, 0x80, 3, 0]) * 8,
             ],
+            "record": [
+                bytes([23, 3, 3, 0, 2, 1, 2, 21, 3, 3, 0, 2, 1, 0]),
+                bytes([22, 3, 1, 64, 0]),
+                b"HTTP/1.1 400",
+            ],
+            # words of fuzz_buffer.c: append, reserve, consume, relax, free
+            "buffer": [
+                bytes([0, 40, 4, 0, 90, 2, 80, 1, 0, 5, 1, 0, 7, 1]) * 4,
+                bytes([2, 0xFF, 0x80, 0, 4, 0x40, 0, 6, 0, 20, 7, 0]) * 3,
+            ],
+            # words of fuzz_scripted.c: data, a record, reading, writing, ...
+            "scripted": [
+                bytes([0]) + bytes([2, 0x10, 30, 8, 0, 10, 1, 0, 12]) * 4,
+                bytes([1]) + bytes([5, 0, 0x10, 11, 1, 0, 12, 13]) * 3,
+                bytes([0x22]) + bytes([0, 0x11, 40, 0, 8, 0, 6, 0]) * 4,
+                bytes([0x61]) + bytes([1, 0x11, 9, 0, 6, 0, 8, 0]) * 4,
+            ],
             # choices of fuzz_records.c: any bytes are a stream
             "records": [bytes(range(start, 256, 7)) * 4 for start in range(4)],
         }
