@@ -27,6 +27,7 @@ from twapi_support import (
     client_credentials,
     connect,
     first,
+    server_credentials,
     serving,
     silent_server,
     tls_server,
@@ -382,6 +383,27 @@ def test_the_end_of_a_half_line_raises_readable(run: Runner, ends: tuple[Any, An
         assert got[:3] == [BlockingIOError, b"no end", None]
 
     run(main())
+
+
+def test_tls_begins_once_the_hello_is_heard_of(pki: Pki, run: Runner, creds: Any) -> None:
+    """An event leaves the peer's bytes where the negotiation finds them."""
+
+    async def main(here: Any) -> None:
+        await first(here, "readable")
+        channel = await asyncio.to_thread(
+            tls.starttls, here, server=True, credentials=server_credentials(pki.server)
+        )
+        assert await first(channel, "readable", lambda: channel.recv(10)) == b"protected"
+        channel.close()
+
+    def client(there: Any) -> None:
+        with tls.starttls(there, credentials=creds, peersubject="localhost") as channel:
+            channel.sendall(b"protected")
+
+    with plain_pair() as (here, there):
+        work = Work(client, there)
+        run(main(here))
+        work.result()
 
 
 def test_data_that_came_with_the_handshake_raises_the_event(
@@ -870,6 +892,40 @@ def test_the_selecting_thread_ends(how: str) -> None:
             thread.join(0.05)
         assert not thread.is_alive()
         assert how == "forgotten" or pollers._pollers[0]._thread is None
+
+
+@pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt])
+def test_who_fails_when_it_is_told_keeps_nobody_waiting(failure: type[BaseException]) -> None:
+    """Where a thread selects, one callback of the loop's tells many."""
+    reports: list[dict[str, Any]] = []
+    heard: list[bytes] = []
+    loop = new_deaf_loop()
+    loop.set_exception_handler(lambda _, told: reports.append(told))
+    poller = poller_of(loop)
+    one, other = socket.socketpair()
+    with one, other:
+
+        def bad() -> None:
+            one.recv(1)
+            raise failure("of the callback")
+
+        def good() -> None:
+            heard.append(other.recv(1))
+            loop.stop()
+
+        poller.add_reader(one.fileno(), bad)
+        poller.add_reader(other.fileno(), good)
+        one.send(b"1")
+        other.send(b"2")
+        if failure is KeyboardInterrupt:
+            with pytest.raises(KeyboardInterrupt):
+                loop.run_forever()
+        loop.run_forever()
+        poller.remove_reader(one.fileno())
+        poller.remove_reader(other.fileno())
+        loop.close()
+    assert heard == [b"1"]
+    assert [type(told["exception"]) for told in reports] == [ValueError] * (failure is ValueError)
 
 
 @pytest.mark.parametrize(("room", "count"), [(4, 21), (500, 600)])

@@ -117,12 +117,15 @@ class ChannelEvents:
 
     def kick(self) -> None:
         """Schedules a pass; from any thread."""
+        self._schedule(self.in_loop())
+
+    def _schedule(self, in_loop: bool) -> None:
         with self._lock:
             if self._scheduled or self._closed:
                 return
             self._scheduled = True
         try:
-            if self.in_loop():
+            if in_loop:
                 self.loop.call_soon(self._kicked)
             else:
                 self.loop.call_soon_threadsafe(self._kicked)
@@ -189,7 +192,7 @@ class ChannelEvents:
         if bool(reads) != (self._fd_read >= 0) or bool(writes) != (self._fd_write >= 0):
             self._watch(bool(reads), bool(writes))
         if again and (self.readable is not None or (failed and self.writable is not None)):
-            self.kick()
+            self._schedule(True)
             self._pause(True)
         elif self._paused:
             self._pause(False)

@@ -210,11 +210,27 @@ class ThreadPoller:
                 del poller
 
     def _deal(self, readable: list[int], writable: list[int], closed: bool) -> None:
-        for fds, callbacks in ((readable, self._readers), (writable, self._writers)):
-            for fd in fds:
-                callback = callbacks.get(fd)
-                if callback is not None:
-                    callback()
+        try:
+            for fds, callbacks in ((readable, self._readers), (writable, self._writers)):
+                for fd in fds:
+                    self._call(callbacks.get(fd))
+        finally:  # whatever it was: the others are still to be heard of
+            self._go_on(closed)
+
+    def _call(self, callback: Callback | None) -> None:
+        """As the loop would: what is raised is told, and others' turn comes."""
+        try:
+            if callback is not None:
+                callback()
+        except Exception as error:
+            loop = self._loop()
+            if loop is not None:
+                loop.call_exception_handler(
+                    {"message": f"Exception in callback {callback!r}", "exception": error}
+                )
+
+    def _go_on(self, closed: bool) -> None:
+        """The thread may select again."""
         with self._condition:
             self._busy = False
         if closed:

@@ -53,7 +53,8 @@ class ByteTransport(Protocol):
 
     def readable(self) -> bool:
         """Would recv give bytes, the end or an error, without waiting? May
-        take bytes from below to know."""
+        take bytes from below to know. (Of an object of the user's, which may
+        have a protocol of its own: perhaps. Who runs over it reads.)"""
 
     def at_rest(self) -> bool:
         """Will the descriptor tell of whatever comes next: nothing to read
@@ -269,8 +270,6 @@ class ObjectTransport:
     def __init__(self, stream: Any) -> None:
         # Any: only some of its methods are promised.
         self.stream: Any = stream
-        self._ahead = b""  # what readable() had to take
-        self._ended = False  # readable() met the end
         self._closed = False
         self._selectable = self.fileno() >= 0 and self._has("setblocking")
         if self._selectable:
@@ -322,12 +321,6 @@ class ObjectTransport:
             wait_until(self.fileno(), on_write, deadline)
 
     def recv(self, n: int, timeout: float | None = None, /) -> bytes | None:
-        if self._ahead or self._ended:
-            data, self._ahead = self._ahead[:n], self._ahead[n:]
-            return data
-        return self._receive(n, timeout)
-
-    def _receive(self, n: int, timeout: float | None) -> bytes | None:
         data = self._call("recv", n, timeout, False)
         if data is None and self._selectable:
             return None
@@ -361,21 +354,11 @@ class ObjectTransport:
         return True
 
     def readable(self) -> bool:
-        """Looks by reading: bytes that the descriptor tells of may turn out
-        to be no data, if the stream has a protocol of its own."""
-        if self._ahead or self._ended:
-            return True
         pending = getattr(self.stream, "pending", None)
         if pending is not None and pending():
             return True
         fd = self.fileno()
-        if fd < 0 or not wait_fd(fd, False, 0):
-            return False
-        data = self._receive(CHUNK, 0)
-        if data is None:
-            return False
-        self._ahead, self._ended = data, not data
-        return True
+        return fd >= 0 and wait_fd(fd, False, 0)
 
     def at_rest(self) -> bool:
         return False  # what a stream keeps inside is its own affair
@@ -544,22 +527,19 @@ class Pump:
         self.session.set_ragged_eof(flag)
 
     def readable(self) -> bool:
-        session = self.session
-        if session.readable():
-            return True
         if not self._read_lock.acquire(blocking=False):
-            return False
+            return self.session.pending() > 0
         try:
-            while self.transport.readable():
-                if not self._pull(0):
+            while not self.session.readable():
+                if not self.transport.readable() or not self._pull(0):
                     return False
-                if session.readable():
-                    return True
+            return True
         except OSError:
             return True
         finally:
             self._read_lock.release()
-        return False
+            if self.session.output_pending():
+                self._push_alert()  # or an answer
 
     def at_rest(self) -> bool:
         return not self._out and self.session.at_rest() and self.transport.at_rest()

@@ -86,16 +86,13 @@ void tw_buffer_init(struct tw_buffer *b)
     b->start = 0;
     b->end = 0;
     b->room = 0;
-    b->secret = false;
+    b->secret = 0;
 }
 
 static void drop_memory(struct tw_buffer *b)
 {
     if (b->data != NULL) {
-        if (b->secret) {
-            /* what was consumed is still there: wipe it all */
-            tw_wipe(b->data, b->room);
-        }
+        tw_wipe(b->data, b->secret); /* what was consumed is still there */
         give_memory(b->data, b->room);
     }
 }
@@ -119,6 +116,7 @@ uint8_t *tw_buffer_head(const struct tw_buffer *b)
 uint8_t *tw_buffer_reserve(struct tw_buffer *b, size_t n)
 {
     size_t length = b->end - b->start;
+    size_t secret;
     size_t room;
     uint8_t *data;
 
@@ -152,7 +150,9 @@ uint8_t *tw_buffer_reserve(struct tw_buffer *b, size_t n)
     if (length > 0) {
         memcpy(data, b->data + b->start, length);
     }
+    secret = b->secret > b->start ? b->secret - b->start : 0;
     drop_memory(b);
+    b->secret = secret < length ? secret : length;
     b->data = data;
     b->start = 0;
     b->end = length;
@@ -194,6 +194,13 @@ bool tw_buffer_append(struct tw_buffer *b, const void *data, size_t n)
     memcpy(at, data, n);
     tw_buffer_commit(b, n);
     return true;
+}
+
+void tw_buffer_stain(struct tw_buffer *b, const uint8_t *end)
+{
+    size_t n = (size_t)(end - b->data);
+
+    b->secret = n > b->secret ? n : b->secret;
 }
 
 void tw_buffer_relax(struct tw_buffer *b)

@@ -15,7 +15,7 @@ struct tw_buffer {
     size_t start;  /* first unread byte */
     size_t end;    /* one past the last written byte */
     size_t room;   /* bytes allocated */
-    bool secret;   /* plaintext was here since it got its memory */
+    size_t secret; /* bytes from data on that may hold plaintext */
 };
 
 /* Blocks of this size come from a pool: 256 KiB of content in records, and
@@ -32,6 +32,10 @@ uint8_t *tw_buffer_reserve(struct tw_buffer *, size_t n);
 void tw_buffer_commit(struct tw_buffer *, size_t n);
 void tw_buffer_consume(struct tw_buffer *, size_t n);
 bool tw_buffer_append(struct tw_buffer *, const void *, size_t n);
+/* What lies before `end` may be plaintext from now on: it is wiped before
+   the memory goes. Nothing else is: a small message in a large room would
+   pay for all of it. */
+void tw_buffer_stain(struct tw_buffer *, const uint8_t *end);
 /* Gives its memory back if it is empty. */
 void tw_buffer_relax(struct tw_buffer *);
 /* Wiping that no compiler removes. */

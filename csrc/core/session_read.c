@@ -298,7 +298,9 @@ static enum tw_status decrypt_lock_held(struct tw_session *s)
     if (len <= s->tried || tw_record_missing(at, len) > 0) {
         return dry_lock_held(s);
     }
-    s->input.secret = true;
+    /* The engine writes where the record lies, or, should it fail, who knows
+       where. */
+    tw_buffer_stain(&s->input, at + tw_record_length(at, len));
     status = tw_engine_decrypt_lock_held(s, b, at, len);
     if (status == SEC_E_INCOMPLETE_MESSAGE) {
         size_t hint = 0;
@@ -311,12 +313,15 @@ static enum tw_status decrypt_lock_held(struct tw_session *s)
         return dry_lock_held(s);
     }
     if (!tw_is_reading(status)) {
+        tw_buffer_stain(&s->input, at + len);
         return tw_engine_failed_lock_held(
             s, status < 0 ? status : SEC_E_INTERNAL_ERROR);
     }
     if (!tw_plain_find(b, at, len, &found)) {
+        tw_buffer_stain(&s->input, at + len);
         return tw_engine_failed_lock_held(s, SEC_E_INTERNAL_ERROR);
     }
+    tw_buffer_stain(&s->input, at + len - found.extra);
     place_plain_lock_held(s, &found, at, len);
     return tw_session_decrypted_lock_held(s, status, s->plain_len > 0);
 }

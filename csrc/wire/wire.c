@@ -396,6 +396,10 @@ static enum tw_status fill_once_held(struct tw_wire *w,
     if (st != TW_DONE) {
         return tw_error_set(err, st, 0, "no room for the peer's bytes");
     }
+    /* Not more, though there be room: what is left of a record before these
+       bytes and READ_MAX of them make 256 KiB of data at most, which a reader
+       with a buffer of that size takes in one go. */
+    room = room < w->chunk ? room : w->chunk;
     got = tw_socket_recv(w->fd, ptr, room, &os);
     tw_session_input_commit(w->session, got > 0 ? (size_t)got : 0);
     if (got > 0) {

@@ -282,6 +282,47 @@ static void test_hello_rejects(void)
     }
 }
 
+/* A block of the pool keeps what was no plaintext, which costs nothing, and
+   nothing of what was: wherever it lay, and though it grew. */
+static void test_buffer_wipes(void)
+{
+    struct tw_buffer b;
+    uint8_t *at;
+    size_t n = 100000;
+    size_t i;
+
+    tw_buffer_init(&b);
+    at = tw_buffer_reserve(&b, n);
+    CHECK(at != NULL);
+    memset(at, 0x5a, b.room);
+    tw_buffer_commit(&b, n);
+    tw_buffer_consume(&b, 10);
+    tw_buffer_stain(&b, at + 30);
+    tw_buffer_stain(&b, at + 20);
+    tw_buffer_consume(&b, n);
+    tw_buffer_relax(&b);
+    CHECK(b.data == NULL);
+    CHECK(tw_buffer_reserve(&b, n) == at);
+    for (i = 0; i < 30; i++) {
+        CHECK(at[i] == 0);
+    }
+    CHECK(at[30] == 0x5a && at[n - 1] == 0x5a);
+    /* What moves to larger memory takes its stain along. */
+    tw_buffer_free(&b);
+    at = tw_buffer_reserve(&b, 600);
+    CHECK(at != NULL);
+    tw_buffer_commit(&b, 600);
+    tw_buffer_stain(&b, at + 500);
+    tw_buffer_consume(&b, 400);
+    CHECK(tw_buffer_reserve(&b, n) != NULL);
+    CHECK(b.secret == 100);
+    tw_buffer_consume(&b, 50);
+    CHECK(tw_buffer_reserve(&b, b.room + 1) != NULL);
+    CHECK(b.secret == 50);
+    tw_buffer_free(&b);
+    CHECK(b.secret == 0);
+}
+
 static void test_buffer(void)
 {
     struct tw_buffer b;
@@ -354,6 +395,7 @@ int main(void)
     test_hello();
     test_hello_rejects();
     test_buffer();
+    test_buffer_wipes();
     test_status();
     if (failures > 0) {
         (void)fprintf(stderr, "%d failures\n", failures);
