@@ -8,9 +8,13 @@ certificate or store raises ``TLSError`` as well.
 """
 
 from collections.abc import Sequence
+from threading import RLock
 from typing import Any, Final, Literal, final
 
 from typing_extensions import Buffer
+
+from .text import TextReader
+from .transport import ByteTransport
 
 # --- status of Session.handshake/step and of non-waiting reads and writes
 DONE: Final = 0
@@ -49,6 +53,9 @@ def engine() -> tuple[str, str, int]:
 def code_name(code: int) -> str: ...
 def code_text(code: int) -> str: ...
 def alert_name(alert: int) -> str: ...
+def would_block(written: int = 0, /) -> BlockingIOError:
+    """What a non-blocking call raises when nothing can be done now; ``written``
+    bytes were taken nevertheless (``characters_written``)."""
 
 @final
 class Certificate:
@@ -233,3 +240,34 @@ class Session:
     def features(self) -> int: ...
     @property
     def credentials(self) -> Credentials | None: ...
+
+class DirectStream:
+    """What Streams is made of: the small calls without Python.
+
+    They do the ordinary case, bytes straight from or to a Session, and call
+    the method of the same name with ``_slow_`` before it for any other. A
+    read's OSError goes to ``_read_failed(error)`` while it is handled (raises,
+    or returns where it counts as the end), what sendall's first send did not
+    take to ``_send_rest(data, sent)``.
+    """
+    def recv(self, bufsize: int, flags: int = 0) -> bytes: ...
+    def recv_into(self, buffer: Buffer, nbytes: int = 0, flags: int = 0) -> int: ...
+    def send(self, data: Buffer, flags: int = 0) -> int: ...
+    def sendall(self, data: Buffer, flags: int = 0) -> None: ...
+
+    # the state that decides which case it is
+    _usable: bool
+    _closed: bool
+    """True until it is set: what was not made whole needs no close."""
+    _eof: bool
+    _blocked: bool
+    _write_ended: bool
+    _io: ByteTransport | None
+    _timeout: float | None
+    """ValueError for a negative one."""
+    _reader: TextReader | None
+    _output_error: OSError | None
+    # each set once
+    _ahead: bytearray
+    _queue: bytearray
+    _write_lock: RLock

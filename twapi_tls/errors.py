@@ -6,7 +6,6 @@ The C floor makes ``TLSError`` and its subclasses; failures found above it
 
 from __future__ import annotations
 
-import errno
 import time
 
 from . import _native
@@ -21,6 +20,10 @@ if TYPE_CHECKING:
 
 
 VERIFYFAIL = ("TWAPI", "TLS", "VERIFYFAIL")
+
+# What a non-blocking call raises when nothing can be done now; the small
+# calls, which are C, raise it as well.
+would_block = _native.would_block
 
 
 def code(name: str) -> int:
@@ -62,14 +65,6 @@ def closed_error(reason: str = "the channel is closed") -> TLSClosedError:
 def timeout_error(what: str) -> TLSTimeoutError:
     """``what`` timed out."""
     return make_error(TLSTimeoutError, f"{what} timed out", errorcode=("TWAPI", "TLS", "TIMEOUT"))
-
-
-def would_block(written: int = 0) -> BlockingIOError:
-    """What a non-blocking call raises when nothing can be done now.
-
-    ``written``: bytes that were taken nevertheless (``characters_written``).
-    """
-    return BlockingIOError(errno.EAGAIN, "the operation would block", written)
 
 
 def written(error: OSError) -> int:

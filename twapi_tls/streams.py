@@ -8,6 +8,11 @@ before ``send``'s.
 Locks: one for the input buffers, one for the output queue; a reader never
 takes the writer's nor the other way round, and closing takes neither, so
 that it can end both.
+
+The small calls (``recv``, ``recv_into``, ``send``, ``sendall``) are C's
+(``_native.DirectStream``, which says when): bytes straight from or to a
+session. Whatever is not that comes to the ``_slow_`` method here; what these
+calls mean is said here.
 """
 
 from __future__ import annotations
@@ -16,7 +21,7 @@ import errno
 import threading
 from collections.abc import Iterable, Iterator
 
-from . import text
+from . import _native, text
 from ._native import TLSTruncatedError
 from .errors import Deadline, add_written, would_block, written
 from .gather import blocks_of, gathered
@@ -33,14 +38,14 @@ QUEUE_LIMIT = 1 << 20
 """Bytes a non-blocking channel queues; past that, BlockingIOError."""
 
 
-class Streams:
+class Streams(_native.DirectStream):
     """What of a channel moves bytes: its buffers, queue and text layer.
 
     One thread may read while another writes; a third may close.
     """
 
     def __init__(self, transport: ByteTransport | None, *, timeout: float | None = None) -> None:
-        self._io: ByteTransport | None = transport
+        self._io = transport
         self._timeout = timeout
         self._closed = False
         self._taken = False  # wrapped by starttls: not ours any more
@@ -49,7 +54,7 @@ class Streams:
         self._read_lock = threading.RLock()
         self._write_lock = threading.RLock()
         self._ahead = bytearray()  # raw bytes read and not used
-        self._reader: text.TextReader | None = None
+        self._reader = None  # a text.TextReader
         self._writer: text.TextWriter | None = None
         self._queue = bytearray()  # bytes written and not sent
         self._settings = text.TextSettings()
@@ -62,7 +67,7 @@ class Streams:
         self._ending = False  # its end is asked for, and not yet handed down
         self._spin = False
         # What sending from the loop met: the next writer's to raise.
-        self._output_error: OSError | None = None
+        self._output_error = None  # an OSError
         self._eofchar_added = False
 
     def _kick(self) -> bool:
@@ -113,54 +118,27 @@ class Streams:
         try:
             data = self._transport().recv(n, timeout)
         except OSError as error:
-            if self._read_failure(error):
-                return b""
-            raise
+            self._read_failed(error)
+            return b""
         if data == b"":
             self._eof = True
         return data
 
-    def _read_failure(self, error: OSError) -> bool:
-        """Sorts a read's error: True if it counts as the end."""
+    def _read_failed(self, error: OSError) -> None:
+        """What a read makes of an error: raises it, unless it counts as the end.
+
+        Called while the error is being handled.
+        """
         if isinstance(error, TLSTruncatedError) and self._ragged == "eof":
             self._eof = True
-            return True
+            return
         if not isinstance(error, (TimeoutError, BlockingIOError, InterruptedError)):
             if self._closed:
                 self._raise_closed()
             self._failed(error)
-        return False
+        raise error
 
-    def recv(self, bufsize: int, flags: int = 0) -> bytes:
-        """1 to ``bufsize`` bytes; b"" at the end of the stream.
-
-        Waits only while nothing is there. Raises BlockingIOError
-        (non-blocking and nothing there), TimeoutError, the channel's error.
-        """
-        io_ = self._io
-        # The way of most calls, without a detour: each step of Python's costs
-        # as much as a tenth of the system call.
-        if (
-            self._usable
-            and io_ is not None
-            and bufsize > 0
-            and not (flags or self._eof or self._ahead)
-            and self._reader is None
-        ):
-            try:
-                data = io_.recv(bufsize, self._timeout)
-            except OSError as error:
-                if self._read_failure(error):
-                    return b""
-                raise
-            if data:
-                self._blocked = False
-                return data
-            self._blocked = data is None
-            if data is None:
-                raise would_block()
-            self._eof = True
-            return b""
+    def _slow_recv(self, bufsize: int, flags: int) -> bytes:
         if flags:
             raise ValueError("recv() flags are not possible on a channel")
         if bufsize <= 0:
@@ -177,8 +155,7 @@ class Streams:
             raise would_block()
         return got
 
-    def recv_into(self, buffer: Buffer, nbytes: int = 0, flags: int = 0) -> int:
-        """As ``recv`` into a writable buffer; the number of bytes, 0 at the end."""
+    def _slow_recv_into(self, buffer: Buffer, nbytes: int, flags: int) -> int:
         if flags:
             raise ValueError("recv_into() flags are not possible on a channel")
         if nbytes < 0:
@@ -205,9 +182,8 @@ class Streams:
         try:
             n = self._transport().recv_into(view, self._timeout)
         except OSError as error:
-            if self._read_failure(error):
-                return 0
-            raise
+            self._read_failed(error)
+            return 0
         self._blocked = n < 0
         if n < 0:
             raise would_block()
@@ -222,28 +198,10 @@ class Streams:
             del self._ahead[:n]
             return data
 
-    def send(self, data: Buffer, flags: int = 0) -> int:
-        """Sends bytes; how many were taken.
-
-        Blocking: all of them. Non-blocking: as many as fit, at least one;
-        BlockingIOError if none. Before OPEN on a non-blocking channel they
-        are queued, within ``QUEUE_LIMIT``.
-        """
+    def _slow_send(self, data: Buffer, flags: int) -> int:
         if flags:
             raise ValueError("send() flags are not possible on a channel")
         with self._write_lock:
-            io_ = self._io
-            if (
-                type(data) is bytes
-                and data
-                and io_ is not None
-                and self._usable
-                and not (self._closed or self._write_ended or self._queue)
-            ):
-                n = io_.send(data, self._timeout)
-                if not n:
-                    raise would_block()
-                return n
             return self._send(memoryview(data).cast("B"), self._timeout)
 
     def _send(self, view: memoryview, timeout: float | None) -> int:
@@ -283,29 +241,15 @@ class Streams:
         self._kick()
         return len(taken)
 
-    def sendall(self, data: Buffer, flags: int = 0) -> None:
-        """Sends all bytes.
-
-        Raises BlockingIOError on a non-blocking channel that cannot take
-        them all; its ``characters_written`` says how many it took.
-        """
+    def _slow_sendall(self, data: Buffer, flags: int) -> None:
         if flags:
             raise ValueError("sendall() flags are not possible on a channel")
         with self._write_lock:
-            io_ = self._io
-            sent = 0
-            if (
-                type(data) is bytes
-                and data
-                and io_ is not None
-                and self._usable
-                and not (self._closed or self._write_ended or self._queue)
-            ):
-                # What waits gives all or raises; the rest is for who does not.
-                sent = io_.send(data, self._timeout)
-                if sent == len(data):
-                    return
-            self._send_all(memoryview(data).cast("B"), Deadline(self._timeout), sent)
+            self._send_rest(data, 0)
+
+    def _send_rest(self, data: Buffer, sent: int) -> None:
+        """The write lock is held; the first ``sent`` bytes are gone."""
+        self._send_all(memoryview(data).cast("B"), Deadline(self._timeout), sent)
 
     def sendmsg(self, buffers: Iterable[Buffer]) -> int:
         """Sends the bytes of several buffers, one behind the other.

@@ -235,11 +235,32 @@ static PyObject *alert_name(PyObject *module, PyObject *arg)
     return PyUnicode_FromString(name != NULL ? name : "");
 }
 
+PyDoc_STRVAR(would_block_doc,
+"would_block(written=0) -> BlockingIOError\n\n"
+"What a non-blocking call raises when nothing can be done now.\n\n"
+"written: bytes that were taken nevertheless (characters_written).");
+
+static PyObject *would_block(PyObject *module, PyObject *const *args,
+                             Py_ssize_t count)
+{
+    int64_t written = 0;
+
+    (void)module;
+    if (tw_arg_count("would_block", count, 0, 1) < 0 ||
+        tw_arg_int(count > 0 ? args[0] : NULL, "written", 0, PTRDIFF_MAX,
+                   &written) < 0) {
+        return NULL;
+    }
+    return tw_error_blocked((Py_ssize_t)written);
+}
+
 static PyMethodDef functions[] = {
     {"engine", engine, METH_NOARGS, engine_doc},
     {"code_name", code_name, METH_O, code_name_doc},
     {"code_text", code_text, METH_O, code_text_doc},
     {"alert_name", alert_name, METH_O, alert_name_doc},
+    {"would_block", (PyCFunction)(void (*)(void))would_block, METH_FASTCALL,
+     would_block_doc},
     {NULL, NULL, 0, NULL},
 };
 
@@ -262,7 +283,8 @@ static int native_exec(PyObject *module)
         tw_certificate_type(module, state) < 0 ||
         tw_store_type(module, state) < 0 ||
         tw_credentials_type(module, state) < 0 ||
-        tw_session_type(module, state) < 0 || tw_capi_add(module) < 0) {
+        tw_session_type(module, state) < 0 ||
+        tw_direct_type(module, state) < 0 || tw_capi_add(module) < 0) {
         return -1;
     }
     return add_constants(module);
@@ -276,6 +298,7 @@ static int native_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->store);
     Py_VISIT(state->credentials);
     Py_VISIT(state->session);
+    Py_VISIT(state->direct);
     Py_VISIT(state->tls_error);
     Py_VISIT(state->verification_error);
     Py_VISIT(state->truncated_error);
@@ -288,11 +311,16 @@ static int native_traverse(PyObject *module, visitproc visit, void *arg)
 static int native_clear(PyObject *module)
 {
     struct tw_module *state = PyModule_GetState(module);
+    int i;
 
     Py_CLEAR(state->certificate);
     Py_CLEAR(state->store);
     Py_CLEAR(state->credentials);
     Py_CLEAR(state->session);
+    Py_CLEAR(state->direct);
+    for (i = 0; i < TW_WORDS; i++) {
+        Py_CLEAR(state->words[i]);
+    }
     Py_CLEAR(state->tls_error);
     Py_CLEAR(state->verification_error);
     Py_CLEAR(state->truncated_error);
@@ -336,4 +364,19 @@ static struct PyModuleDef def = {
 PyMODINIT_FUNC PyInit__native(void)
 {
     return PyModuleDef_Init(&def);
+}
+
+struct tw_module *tw_module_find(PyTypeObject *type)
+{
+    for (; type != NULL; type = PyType_GetSlot(type, Py_tp_base)) {
+        PyObject *module = PyType_GetModule(type);
+
+        if (module == NULL) {
+            PyErr_Clear(); /* a class made by a class statement */
+        } else if (PyModule_GetDef(module) == &def) {
+            return PyModule_GetState(module);
+        }
+    }
+    PyErr_SetString(PyExc_TypeError, "not a type of this module");
+    return NULL;
 }

@@ -3,8 +3,9 @@
  * layouts, and how one type makes objects of another.
  *
  * Nothing Python is static: types and exceptions live in the module's
- * state, reached from any of our objects through its type (no type here
- * can be subclassed, so Py_TYPE is the defining class).
+ * state, reached from any of our objects through its type: no type here
+ * can be subclassed, so Py_TYPE is the defining class. DirectStream can,
+ * and its objects know the state themselves.
  */
 #ifndef TW_PYTHON_MODULE_H
 #define TW_PYTHON_MODULE_H
@@ -23,11 +24,31 @@
 #include "sspi/provider.h"
 #include "wire/wire.h"
 
+/* X(name, text): attributes that C looks up, as interned str. */
+#define TW_WORD_LIST(X)                                                    \
+    X(TW_SLOW_RECV, "_slow_recv")                                          \
+    X(TW_SLOW_RECV_INTO, "_slow_recv_into")                                \
+    X(TW_SLOW_SEND, "_slow_send")                                          \
+    X(TW_SLOW_SENDALL, "_slow_sendall")                                    \
+    X(TW_READ_FAILED, "_read_failed")                                      \
+    X(TW_SEND_REST, "_send_rest")                                          \
+    X(TW_ACQUIRE, "acquire")                                               \
+    X(TW_RELEASE, "release")
+
+enum tw_word {
+#define TW_WORD_ENUM(name, text) name,
+    TW_WORD_LIST(TW_WORD_ENUM)
+#undef TW_WORD_ENUM
+    TW_WORDS
+};
+
 struct tw_module {
     PyTypeObject *certificate;
     PyTypeObject *store;
     PyTypeObject *credentials;
     PyTypeObject *session;
+    PyTypeObject *direct;
+    PyObject *words[TW_WORDS]; /* of TW_WORD_LIST */
     PyObject *tls_error; /* TLSError, and its subclasses: */
     PyObject *verification_error;
     PyObject *truncated_error;
@@ -62,11 +83,16 @@ static inline struct tw_module *tw_module_of(PyObject *self)
     return PyType_GetModuleState(Py_TYPE(self));
 }
 
+/* The state behind a type that is DirectStream or derived from it; NULL
+   with an exception. */
+struct tw_module *tw_module_find(PyTypeObject *type);
+
 /* Each adds its type to the module; 0, or -1 with an exception. */
 int tw_certificate_type(PyObject *module, struct tw_module *);
 int tw_store_type(PyObject *module, struct tw_module *);
 int tw_credentials_type(PyObject *module, struct tw_module *);
 int tw_session_type(PyObject *module, struct tw_module *);
+int tw_direct_type(PyObject *module, struct tw_module *);
 /* The capsule for C extensions (capi.c), as `capi`. */
 int tw_capi_add(PyObject *module);
 /* PyType_FromModuleAndSpec and PyModule_AddType in one. */

@@ -363,6 +363,12 @@ PyObject *tw_error_raise(struct tw_module *state,
     return tw_error_raise_token(state, err, NULL);
 }
 
+PyObject *tw_error_blocked(Py_ssize_t written)
+{
+    return PyObject_CallFunction(PyExc_BlockingIOError, "isn", EAGAIN,
+                                 "the operation would block", written);
+}
+
 void tw_error_annotate(const char *name, PyObject *value)
 {
     PyObject *type, *exc, *trace;

@@ -6,6 +6,7 @@
  * is wanted; feed and take_output (py_session_memory.c) move those.
  */
 #include "python/py_session.h"
+#include "python/py_session_data.h"
 
 #include <limits.h>
 
@@ -67,16 +68,16 @@ PyObject *tw_py_session_fileno(PyObject *self, PyObject *unused)
                               : PyLong_FromLongLong((long long)fd);
 }
 
-/* The optional timeout, the last of max arguments: None by default. */
-static int parse_call(const char *method, PyObject *const *args,
-                      Py_ssize_t count, Py_ssize_t max, struct tw_call *c)
+/* The optional timeout, the last of max arguments: none is for ever. */
+static int parse_timeout(const char *method, PyObject *const *args,
+                         Py_ssize_t count, Py_ssize_t max,
+                         int64_t *deadline)
 {
-    c->deadline = TW_FOREVER;
+    *deadline = TW_FOREVER;
     if (tw_arg_count(method, count, max - 1, max) < 0) {
         return -1;
     }
-    return tw_arg_timeout(count == max ? args[max - 1] : NULL,
-                          &c->deadline);
+    return tw_arg_timeout(count == max ? args[max - 1] : NULL, deadline);
 }
 
 TW_METHOD_DOC(handshake,
@@ -93,7 +94,7 @@ PyObject *tw_py_session_handshake(PyObject *self, PyObject *const *args,
     struct tw_call c = {.op = TW_OP_HANDSHAKE};
     enum tw_status st;
 
-    if (parse_call("handshake", args, count, 1, &c) < 0) {
+    if (parse_timeout("handshake", args, count, 1, &c.deadline) < 0) {
         return NULL;
     }
     st = tw_call_run(self, &c);
@@ -103,37 +104,34 @@ PyObject *tw_py_session_handshake(PyObject *self, PyObject *const *args,
     return PyLong_FromLong(st);
 }
 
-/* What a read came to, told by the caller's words for bytes, end, none. */
-enum outcome { GOT_BYTES, GOT_END, GOT_NOTHING, GOT_ERROR };
-
-static enum outcome run_recv(PyObject *self, struct tw_call *c)
+static enum tw_outcome run_recv(PyObject *self, struct tw_call *c)
 {
     enum tw_status st = tw_call_run(self, c);
 
     if (c->n != 0) {
         tw_count_set(&session_of(self)->lately, (long)c->n);
-        return GOT_BYTES;
+        return TW_GOT_BYTES;
     }
     if (st == TW_DONE || st == TW_END) {
-        return GOT_END;
+        return TW_GOT_END;
     }
-    return tw_call_check(self, st, c) < 0 ? GOT_ERROR : GOT_NOTHING;
+    return tw_call_check(self, st, c) < 0 ? TW_GOT_ERROR : TW_GOT_NOTHING;
 }
 
-/* The read into c->dst as bytes, b"" or None. */
-static PyObject *recv_bytes(PyObject *self, struct tw_call *c)
+/* The read into c->dst, as a bytes object if there are any. */
+static enum tw_outcome recv_bytes(PyObject *self, struct tw_call *c,
+                                  PyObject **bytes)
 {
-    switch (run_recv(self, c)) {
-    case GOT_BYTES:
-        return PyBytes_FromStringAndSize((const char *)c->dst,
-                                         (Py_ssize_t)c->n);
-    case GOT_END:
-        return PyBytes_FromStringAndSize("", 0);
-    case GOT_NOTHING:
-        return Py_NewRef(Py_None);
-    default:
-        return NULL;
+    enum tw_outcome outcome = run_recv(self, c);
+
+    if (outcome == TW_GOT_BYTES) {
+        *bytes = PyBytes_FromStringAndSize((const char *)c->dst,
+                                           (Py_ssize_t)c->n);
+        if (*bytes == NULL) {
+            return TW_GOT_ERROR;
+        }
     }
+    return outcome;
 }
 
 /* What a read of `room` bytes may come to, by what the last one did. */
@@ -146,12 +144,64 @@ static size_t likely_work(PyObject *self, size_t room)
 }
 
 /* Apart, so that its frame is there for small reads only. */
-static PyObject *recv_small(PyObject *self, struct tw_call *c)
+static enum tw_outcome recv_small(PyObject *self, struct tw_call *c,
+                                  PyObject **bytes)
 {
     uint8_t room[STACK_ROOM];
 
     c->dst = room;
-    return recv_bytes(self, c);
+    return recv_bytes(self, c, bytes);
+}
+
+enum tw_outcome tw_data_recv(PyObject *self, size_t n, int64_t deadline,
+                             PyObject **bytes)
+{
+    struct tw_call c = {.op = TW_OP_RECV, .deadline = deadline};
+    enum tw_outcome outcome;
+
+    c.len = n < BLOCK_ROOM ? n : BLOCK_ROOM;
+    c.work = likely_work(self, c.len);
+    if (c.work <= TW_SMALL && c.len > STACK_ROOM) {
+        c.len = STACK_ROOM; /* most likely enough */
+    }
+    if (c.len <= STACK_ROOM) {
+        return recv_small(self, &c, bytes);
+    }
+    c.dst = PyMem_Malloc(c.len);
+    if (c.dst == NULL) {
+        (void)PyErr_NoMemory();
+        return TW_GOT_ERROR;
+    }
+    outcome = recv_bytes(self, &c, bytes);
+    PyMem_Free(c.dst);
+    return outcome;
+}
+
+enum tw_outcome tw_data_recv_into(PyObject *self, uint8_t *dst, size_t len,
+                                  int64_t deadline, size_t *n)
+{
+    struct tw_call c = {
+        .op = TW_OP_RECV, .dst = dst, .len = len, .deadline = deadline};
+    enum tw_outcome outcome;
+
+    c.work = likely_work(self, len);
+    outcome = run_recv(self, &c);
+    *n = c.n;
+    return outcome;
+}
+
+Py_ssize_t tw_data_send(PyObject *self, const uint8_t *src, size_t len,
+                        int64_t deadline)
+{
+    struct tw_call c = {
+        .op = TW_OP_SEND, .src = src, .len = len, .deadline = deadline};
+    enum tw_status st = tw_call_run(self, &c);
+
+    if (tw_call_check(self, st, &c) == 0) {
+        return (Py_ssize_t)c.n;
+    }
+    tw_error_annotate("written", PyLong_FromSize_t(c.n));
+    return -1;
 }
 
 TW_METHOD_DOC(recv,
@@ -163,29 +213,27 @@ TW_METHOD_DOC(recv,
 PyObject *tw_py_session_recv(PyObject *self, PyObject *const *args,
                              Py_ssize_t count)
 {
-    struct tw_call c = {.op = TW_OP_RECV};
-    PyObject *result;
+    PyObject *bytes = NULL;
+    int64_t deadline;
     int64_t n = 0;
 
-    if (parse_call("recv", args, count, 2, &c) < 0 ||
+    if (parse_timeout("recv", args, count, 2, &deadline) < 0 ||
         tw_arg_int(args[0], "n", 0, INT64_MAX, &n) < 0) {
         return NULL;
     }
-    c.len = (uint64_t)n < BLOCK_ROOM ? (size_t)n : BLOCK_ROOM;
-    c.work = likely_work(self, c.len);
-    if (c.work <= TW_SMALL && c.len > STACK_ROOM) {
-        c.len = STACK_ROOM; /* most likely enough */
+    if (n > (int64_t)BLOCK_ROOM) {
+        n = (int64_t)BLOCK_ROOM; /* size_t may be smaller */
     }
-    if (c.len <= STACK_ROOM) {
-        return recv_small(self, &c);
+    switch (tw_data_recv(self, (size_t)n, deadline, &bytes)) {
+    case TW_GOT_BYTES:
+        return bytes;
+    case TW_GOT_END:
+        return PyBytes_FromStringAndSize("", 0);
+    case TW_GOT_NOTHING:
+        return Py_NewRef(Py_None);
+    default:
+        return NULL;
     }
-    c.dst = PyMem_Malloc(c.len);
-    if (c.dst == NULL) {
-        return PyErr_NoMemory();
-    }
-    result = recv_bytes(self, &c);
-    PyMem_Free(c.dst);
-    return result;
 }
 
 TW_METHOD_DOC(recv_into,
@@ -196,25 +244,24 @@ TW_METHOD_DOC(recv_into,
 PyObject *tw_py_session_recv_into(PyObject *self, PyObject *const *args,
                                   Py_ssize_t count)
 {
-    struct tw_call c = {.op = TW_OP_RECV};
-    enum outcome outcome;
+    enum tw_outcome outcome;
+    int64_t deadline;
     Py_buffer view;
+    size_t n = 0;
 
-    if (parse_call("recv_into", args, count, 2, &c) < 0 ||
+    if (parse_timeout("recv_into", args, count, 2, &deadline) < 0 ||
         PyObject_GetBuffer(args[0], &view, PyBUF_WRITABLE) < 0) {
         return NULL;
     }
-    c.dst = view.buf;
-    c.len = (size_t)view.len;
-    c.work = likely_work(self, c.len);
-    outcome = run_recv(self, &c);
+    outcome = tw_data_recv_into(self, view.buf, (size_t)view.len, deadline,
+                                &n);
     PyBuffer_Release(&view);
     switch (outcome) {
-    case GOT_BYTES:
-        return PyLong_FromSize_t(c.n);
-    case GOT_END:
+    case TW_GOT_BYTES:
+        return PyLong_FromSize_t(n);
+    case TW_GOT_END:
         return PyLong_FromLong(0);
-    case GOT_NOTHING:
+    case TW_GOT_NOTHING:
         return PyLong_FromLong(-1);
     default:
         return NULL;
@@ -232,23 +279,17 @@ TW_METHOD_DOC(send,
 PyObject *tw_py_session_send(PyObject *self, PyObject *const *args,
                              Py_ssize_t count)
 {
-    struct tw_call c = {.op = TW_OP_SEND};
-    enum tw_status st;
+    int64_t deadline;
+    Py_ssize_t taken;
     Py_buffer view;
 
-    if (parse_call("send", args, count, 2, &c) < 0 ||
+    if (parse_timeout("send", args, count, 2, &deadline) < 0 ||
         PyObject_GetBuffer(args[0], &view, PyBUF_SIMPLE) < 0) {
         return NULL;
     }
-    c.src = view.buf;
-    c.len = (size_t)view.len;
-    st = tw_call_run(self, &c);
+    taken = tw_data_send(self, view.buf, (size_t)view.len, deadline);
     PyBuffer_Release(&view);
-    if (tw_call_check(self, st, &c) == 0) {
-        return PyLong_FromSize_t(c.n);
-    }
-    tw_error_annotate("written", PyLong_FromSize_t(c.n));
-    return NULL;
+    return taken < 0 ? NULL : PyLong_FromSsize_t(taken);
 }
 
 /* True: done; False: output still waits. */
@@ -275,7 +316,7 @@ PyObject *tw_py_session_flush(PyObject *self, PyObject *const *args,
 {
     struct tw_call c = {.op = TW_OP_FLUSH};
 
-    if (parse_call("flush", args, count, 1, &c) < 0) {
+    if (parse_timeout("flush", args, count, 1, &c.deadline) < 0) {
         return NULL;
     }
     return run_output(self, &c);
@@ -292,7 +333,7 @@ PyObject *tw_py_session_shutdown_write(PyObject *self,
 {
     struct tw_call c = {.op = TW_OP_SHUTDOWN_WRITE};
 
-    if (parse_call("shutdown_write", args, count, 1, &c) < 0) {
+    if (parse_timeout("shutdown_write", args, count, 1, &c.deadline) < 0) {
         return NULL;
     }
     return run_output(self, &c);
