@@ -452,9 +452,9 @@ def test_a_signal_handler_that_raises_ends_a_wait(ends: tuple[Any, Any]) -> None
         raise Alarm
 
     before = signal.signal(signal.SIGALRM, handler)
-    signal.setitimer(signal.ITIMER_REAL, 0.1)
     try:
         with pytest.raises(Alarm):
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
             here.recv(1)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

@@ -220,9 +220,9 @@ class TestSignals:
             client, server = attached(creds(0))
         else:
             client, server = connected(buffers=8192)
-        signal.setitimer(signal.ITIMER_REAL, 0.05)
         data = bytes(8 << 20)
         with pytest.raises(Enough) as caught:
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
             if what == "recv":
                 client.recv(10, LIMIT)
             elif what == "send":
