@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from certs import Identity, Pki, make_pki
 from hypothesis import settings
-from platforms import NOT_HERE, WINDOWS, WINE, skip_reason, wine_lacks
+from platforms import NOT_HERE, SLOWER, WINDOWS, WINE, skip_reason, wine_lacks
 from windows_native import unchanged
 
 import twapi_tls as tls
@@ -52,6 +52,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         reason = skip_reason(name) or _not_real(item.get_closest_marker("real_windows"))
         if reason:
             item.add_marker(pytest.mark.skip(reason=reason))
+        limit = item.get_closest_marker("timeout")
+        if limit is not None:
+            item.add_marker(pytest.mark.timeout(SLOWER * limit.args[0]), append=False)
 
 
 def _not_real(marker: pytest.Mark | None) -> str:

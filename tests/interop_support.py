@@ -15,11 +15,12 @@ from typing import Any
 
 import peers
 from certs import Identity, Pki
+from platforms import SLOWER
 from twapi_support import HOST, Served, server_credentials, serving
 
 import twapi_tls as tls
 
-PATIENCE = 20.0
+PATIENCE = 20.0 * SLOWER
 SERVERS = ("openssl", "gnutls", "python", "nginx")
 CLIENTS = ("openssl", "gnutls", "python", "curl")
 OTHER = "other.example"  # a name of pki.wrong_name's

@@ -35,10 +35,10 @@ from typing import Any, NoReturn
 
 import pytest
 from certs import Identity
-from platforms import unix_name
+from platforms import SLOWER, unix_name
 
 HOST = "127.0.0.1"
-READY = 15.0  # seconds for a peer to become ready, or to say what is expected
+READY = 15.0 * SLOWER  # seconds for a peer to become ready, or to say what is expected
 _SYSTEM_FOLDERS = ("/usr/sbin", "/usr/local/sbin", "/sbin")
 
 

@@ -41,6 +41,9 @@ def unix_name(path: os.PathLike[str]) -> str:
     return os.fsdecode(name(os.fspath(path)) or b"")
 
 
+# How many times as long things may take: sanitizers slow them down.
+SLOWER = 6 if "TWAPI_TLS_SANITIZED" in os.environ else 1
+
 WINDOWS = sys.platform == "win32"
 WINE = bool(wine_version())
 # With GnuTLS' switch Wine's Schannel does TLS 1.3 whatever it is asked for,

@@ -37,12 +37,13 @@ from typing import Any
 sys.path.insert(0, os.fspath(Path(__file__).resolve().parent))
 
 from certs import Pki, make_pki
+from platforms import SLOWER
 
 import twapi_tls as tls
 
 HERE = Path(__file__).resolve().parent
 HOST = "127.0.0.1"
-LIMIT = 10.0
+LIMIT = 10.0 * SLOWER
 MEGABYTE = 1_000_000
 RUNS = ("rounds", "positions", "slow", "many", "handshakes")
 # What a run may add: the allocator's own unrest, seen at 0.1 to 0.7 MB.

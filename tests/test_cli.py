@@ -22,13 +22,14 @@ from typing import Any
 import peers
 import pytest
 from certs import PFX_PASSWORD, Pki
+from platforms import SLOWER
 from starttls_servers import REFUSALS, SERVERS, dialogue_server, hanging_up
 
 import twapi_tls as tls
 
 pytestmark = pytest.mark.timeout(60)
 
-LIMIT = 30.0
+LIMIT = 30.0 * SLOWER
 COMMAND = [sys.executable, "-m", "twapi_tls"]
 
 

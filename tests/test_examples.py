@@ -16,12 +16,13 @@ from pathlib import Path
 import peers
 import pytest
 from certs import Pki
+from platforms import SLOWER
 from starttls_servers import SERVERS, dialogue_server
 
 pytestmark = pytest.mark.timeout(60)
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-LIMIT = 30.0
+LIMIT = 30.0 * SLOWER
 
 
 def command(name: str, *arguments: object) -> list[str]:

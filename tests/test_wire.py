@@ -17,12 +17,13 @@ from contextlib import contextmanager, suppress
 import peers
 import pytest
 from certs import Pki
+from platforms import SLOWER
 from test_session import credentials
 
 from twapi_tls import _native
 from twapi_tls._native import Credentials, Session, TLSError
 
-LIMIT = 20.0  # seconds that nothing here may take
+LIMIT = 20.0 * SLOWER  # seconds that nothing here may take
 VERSIONS = pytest.mark.parametrize("version", [_native.TLS1_2, _native.TLS1_3], ids=["1.2", "1.3"])
 
 
