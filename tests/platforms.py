@@ -65,6 +65,7 @@ _SAVED = "Wine saves PKCS #7 as a SignedData without ContentInfo, its content wi
 _CURVES = "Wine checks no signatures of P-384, P-521 or Edwards curves"
 _FETCH = "Wine's revocation provider fetches nothing and heeds no time-out"
 _CRL = "Wine takes a stored CRL for proof that a certificate was revoked, never that it was not"
+_TICKETS = "Wine's servers send no tickets"
 _NO_CIPHERS = "Schannel takes no cipher list"
 _OLD_STRENGTH = "Schannel takes a cipher strength with TLS 1.2 only"
 _NO_ISSUERS = "Schannel takes issuers' names from a store of the machine only"
@@ -108,6 +109,7 @@ _WINDOWS_LACKS: dict[str, str] = {
     "test_credentials.py::test_many_issuers*": _NO_ISSUERS,
     "test_credentials.py::test_options_that_the_engine_refuses*": _NO_CIPHERS,
     "test_credentials.py::test_root_store_takes_the_systems_place*": _ROOTS,
+    "test_interop.py::test_server_refuses_certificate[[]1.3-python]": _RESET,
     "test_stores.py::test_one_form_is_not_taken_for_another*": _FORMS,
     "test_stores.py::test_passwords_that_do_not_fit[[]traditional*": _OLD_PEM,
     "test_stores.py::test_pem_with_key_and_chain[[]*-hunter2-True]": _OLD_PEM,
@@ -186,6 +188,8 @@ _WINE_LACKS: dict[str, str] = {
     "test_twapi_openssl.py::test_tls_client_openssl_3_1[[]1.3]": _ALERTS,
     "test_twapi_openssl.py::test_tls_server_openssl_1_0*": _ASKS,
     "test_wire.py::test_a_peer_renegotiates_while_we_write*": _RENEGOTIATE,
+    "test_wire.py::test_readable_answers_a_broken_record": _ALERTS,
+    "test_wire.py::test_readable_opens_what_has_no_data*": _TICKETS,
     "test_verifier.py::test_a_server_verifies_no_certificate_of_its_own_accord*": _ASKS,
     "test_verifier.py::test_a_servers_verifier_on_resumed_sessions*": _RESUMED,
     "test_verifier.py::test_an_awaitable_is_awaited*[[]'ok'-server-1.3]": _ALERTS,

@@ -466,9 +466,10 @@ def test_readable_knows_without_taking(connected: Connect) -> None:
     assert client.readable()  # recv raises at once
 
 
-def test_readable_opens_what_has_no_data(connected: Connect) -> None:
-    """TLS 1.3: tickets are records of data to who has no key for them."""
-    client, server = connected(_native.TLS1_3)
+@pytest.mark.parametrize("version", [_native.TLS1_3], ids=["1.3"])
+def test_readable_opens_what_has_no_data(connected: Connect, version: int) -> None:
+    """Tickets are records of data to who has no key for them."""
+    client, server = connected(version)
     assert select.select([client.fileno()], [], [], LIMIT)[0]  # the tickets
     assert not client.readable() and not client.pending()
     assert not select.select([client.fileno()], [], [], 0)[0]  # it has taken them
