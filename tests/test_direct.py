@@ -11,6 +11,7 @@ import array
 import errno
 import gc
 import inspect
+import signal
 import struct
 import sys
 import threading
@@ -434,6 +435,89 @@ def test_a_call_leaves_nothing_behind(ends: tuple[Any, Any], kind: str) -> None:
 
 
 # --- threads
+
+
+def test_a_turn_is_a_lock_that_its_holder_takes_again() -> None:
+    turn = _native.Turn()
+    assert turn.acquire()
+    with turn:
+        assert turn.acquire(0)
+        assert Work(turn.acquire, 0).result() is False
+        assert Work(turn.acquire, 0.01).result() is False
+        assert isinstance(Work(turn.release).error(), RuntimeError)
+        turn.release()
+    assert Work(turn.acquire, 0).result() is False
+    waiting = Work(lambda: turn.acquire() and turn.release())
+    timed = Work(lambda: turn.acquire(LIMIT) and turn.release())
+    turn.release()
+    for one in (waiting, timed):
+        assert one.result() is None
+    with pytest.raises(RuntimeError):
+        turn.release()
+    with pytest.raises(ZeroDivisionError), turn:
+        _ = 1 // 0
+    assert Work(lambda: turn.acquire(0)).result()
+    for bad in ("1", -1):
+        with pytest.raises((TypeError, ValueError)):
+            turn.acquire(bad)  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        _native.Turn(1)  # type: ignore[call-arg]
+    held = _native.Turn()
+    held.acquire()
+    del held
+
+
+def test_a_turn_lets_one_thread_in_at_a_time() -> None:
+    turn = _native.Turn()
+    inside = 0
+
+    def work() -> int:
+        nonlocal inside
+        most = 0
+        for _ in range(3000):
+            with turn:
+                inside += 1
+                with turn:
+                    most = max(most, inside)
+                inside -= 1
+        return most
+
+    threads = [Work(work) for _ in range(4)]
+    assert {thread.result() for thread in threads} == {1}
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="the system has no interval timer")
+def test_a_signal_reaches_who_waits_for_a_turn() -> None:
+    """Its handler runs, and the wait goes on, or ends with what it raises."""
+    turn = _native.Turn()
+    taken, leave = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with turn:
+            taken.set()
+            assert leave.wait(LIMIT)
+
+    holder = Work(hold)
+    assert taken.wait(LIMIT)
+    runs: list[int] = []
+
+    def handler(number: int, _: object) -> None:
+        runs.append(number)
+        if len(runs) == 2:
+            raise InterruptedError("enough")
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)
+        with pytest.raises(InterruptedError, match="enough"):
+            turn.acquire()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        leave.set()
+    holder.result()
+    assert turn.acquire(LIMIT)
+    turn.release()
 
 
 def test_messages_of_several_threads_stay_whole(ends: tuple[Any, Any]) -> None:

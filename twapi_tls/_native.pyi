@@ -8,7 +8,6 @@ certificate or store raises ``TLSError`` as well.
 """
 
 from collections.abc import Sequence
-from threading import RLock
 from typing import Any, Final, Literal, final
 
 from typing_extensions import Buffer
@@ -270,4 +269,15 @@ class DirectStream:
     # each set once
     _ahead: bytearray
     _queue: bytearray
-    _write_lock: RLock
+    _write_lock: Turn
+
+@final
+class Turn:
+    """A lock that its holder may take again, as threading.RLock; C takes it
+    without a call into Python."""
+    def acquire(self, timeout: float | None = None, /) -> bool:
+        """False after ``timeout`` seconds (None: for ever, 0: at once)."""
+    def release(self) -> None:
+        """Once for each time it was taken; RuntimeError for another thread."""
+    def __enter__(self) -> None: ...
+    def __exit__(self, *error: object) -> None: ...

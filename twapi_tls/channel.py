@@ -475,7 +475,7 @@ class Channel(Streams):
 
     def _event_step(self) -> None:
         waits = self._output_waits()
-        if waits and self._usable and self._write_lock.acquire(blocking=False):
+        if waits and self._usable and self._write_lock.acquire(0):
             try:
                 if self._flush_queue(Deadline(0)):
                     self._finish_writing(Deadline(0))
@@ -585,7 +585,7 @@ class Channel(Streams):
         if self._usable and (self._queue or self._transport_output()):
             if self._timeout == 0 and self._output_error is None and self._linger():
                 return True
-            if not self._write_lock.acquire(timeout=limit):
+            if not self._write_lock.acquire(limit):
                 raise timeout_error("closing the channel: another thread was writing, and it")
             try:
                 self._flush_queue(Deadline(max(end - time.monotonic(), 1e-6)))

@@ -52,7 +52,7 @@ class Streams(_native.DirectStream):
         self._usable = transport is not None
         self._error: BaseException | None = None
         self._read_lock = threading.RLock()
-        self._write_lock = threading.RLock()
+        self._write_lock = _native.Turn()
         self._ahead = bytearray()  # raw bytes read and not used
         self._reader = None  # a text.TextReader
         self._writer: text.TextWriter | None = None

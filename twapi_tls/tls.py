@@ -459,7 +459,7 @@ class TlsChannel(Channel):
         if error is not None:
             self._drop()
         # Queued output goes with the caller or the loop's next pass.
-        elif (self._queue or self._ending) and self._write_lock.acquire(blocking=False):
+        elif (self._queue or self._ending) and self._write_lock.acquire(0):
             try:
                 with suppress(OSError):
                     if self._flush_queue(Deadline(0)):

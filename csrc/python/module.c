@@ -284,7 +284,8 @@ static int native_exec(PyObject *module)
         tw_store_type(module, state) < 0 ||
         tw_credentials_type(module, state) < 0 ||
         tw_session_type(module, state) < 0 ||
-        tw_direct_type(module, state) < 0 || tw_capi_add(module) < 0) {
+        tw_direct_type(module, state) < 0 ||
+        tw_turn_type(module, state) < 0 || tw_capi_add(module) < 0) {
         return -1;
     }
     return add_constants(module);
@@ -299,6 +300,7 @@ static int native_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->credentials);
     Py_VISIT(state->session);
     Py_VISIT(state->direct);
+    Py_VISIT(state->turn);
     Py_VISIT(state->tls_error);
     Py_VISIT(state->verification_error);
     Py_VISIT(state->truncated_error);
@@ -318,6 +320,7 @@ static int native_clear(PyObject *module)
     Py_CLEAR(state->credentials);
     Py_CLEAR(state->session);
     Py_CLEAR(state->direct);
+    Py_CLEAR(state->turn);
     for (i = 0; i < TW_WORDS; i++) {
         Py_CLEAR(state->words[i]);
     }

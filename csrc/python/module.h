@@ -31,9 +31,7 @@
     X(TW_SLOW_SEND, "_slow_send")                                          \
     X(TW_SLOW_SENDALL, "_slow_sendall")                                    \
     X(TW_READ_FAILED, "_read_failed")                                      \
-    X(TW_SEND_REST, "_send_rest")                                          \
-    X(TW_ACQUIRE, "acquire")                                               \
-    X(TW_RELEASE, "release")
+    X(TW_SEND_REST, "_send_rest")
 
 enum tw_word {
 #define TW_WORD_ENUM(name, text) name,
@@ -48,6 +46,7 @@ struct tw_module {
     PyTypeObject *credentials;
     PyTypeObject *session;
     PyTypeObject *direct;
+    PyTypeObject *turn;
     PyObject *words[TW_WORDS]; /* of TW_WORD_LIST */
     PyObject *tls_error; /* TLSError, and its subclasses: */
     PyObject *verification_error;
@@ -93,6 +92,7 @@ int tw_store_type(PyObject *module, struct tw_module *);
 int tw_credentials_type(PyObject *module, struct tw_module *);
 int tw_session_type(PyObject *module, struct tw_module *);
 int tw_direct_type(PyObject *module, struct tw_module *);
+int tw_turn_type(PyObject *module, struct tw_module *);
 /* The capsule for C extensions (capi.c), as `capi`. */
 int tw_capi_add(PyObject *module);
 /* PyType_FromModuleAndSpec and PyModule_AddType in one. */

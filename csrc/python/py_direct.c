@@ -23,11 +23,11 @@
  *
  * Without a GIL other threads set attributes meanwhile. Slots are changed
  * and lent under `lock`; those that calls look into without it (the queue,
- * the bytes read ahead, the writers' lock) are set once. So is `session`:
+ * the bytes read ahead, the writers' turn) are set once. So is `session`:
  * the first Session that `_io` was stays referenced until the object dies,
  * so whoever saw `direct` may use it, also after `_io` was taken away.
  *
- * Sending takes the writers' lock, as all senders of streams.py do: what
+ * Sending takes the writers' turn, as all senders of streams.py do: what
  * was written before goes before, and a call interrupted half-way goes on
  * before another begins. Receiving takes none: the session has its own.
  */
@@ -36,21 +36,22 @@
 #include "python/module.h"
 #include "python/py_error.h"
 #include "python/py_session_data.h"
+#include "python/py_turn.h"
 
 /* --- state --- */
 
 /* Flags that Python sets: */
-#define USABLE 1L      /* open, and no error stands */
-#define CLOSED 2L      /* close() was called, or starttls took it */
-#define ENDED 4L       /* reading met the end of the stream */
-#define BLOCKED 8L     /* the last read found too little */
-#define WRITE_ENDED 16L /* no more is to be written */
+#define USABLE 1L         /* open, and no error stands */
+#define CLOSED 2L         /* close() was called, or starttls took it */
+#define ENDED 4L          /* reading met the end of the stream */
+#define BLOCKED 8L        /* the last read found too little */
+#define WRITE_ENDED 16L   /* no more is to be written */
 /* Flags that a slot sets: */
-#define DIRECT 32L       /* _io is `session` */
-#define READER 64L       /* decoded text is ahead of recv */
+#define DIRECT 32L        /* _io is `session` */
+#define READER 64L        /* decoded text is ahead of recv */
 #define OUTPUT_ERROR 128L /* for the next writer to raise */
-#define NO_WAIT 256L     /* the timeout is 0 */
-#define TIMED 512L       /* it is more than that */
+#define NO_WAIT 256L      /* the timeout is 0 */
+#define TIMED 512L        /* it is more than that */
 
 enum slot {
     IO,
@@ -59,7 +60,7 @@ enum slot {
     FAILED_OUTPUT,
     AHEAD, /* a bytearray, set once: bytes read and not used */
     QUEUE, /* a bytearray, set once: bytes written and not sent */
-    WRITE_LOCK, /* set once */
+    WRITERS, /* a Turn, set once: who sends */
     SLOTS
 };
 
@@ -121,7 +122,7 @@ static bool sends_directly(struct py_direct *self)
                == (USABLE | DIRECT)
            && self->slots[QUEUE] != NULL
            && PyByteArray_Size(self->slots[QUEUE]) == 0
-           && self->slots[WRITE_LOCK] != NULL;
+           && self->slots[WRITERS] != NULL;
 }
 
 /* 0 or -1. */
@@ -265,40 +266,12 @@ static PyObject *recv_into_directly(PyObject *obj, uint8_t *dst, size_t len)
     }
 }
 
-static int take_write_lock(struct py_direct *self)
-{
-    PyObject *taken = PyObject_CallMethodObjArgs(
-        self->slots[WRITE_LOCK], self->state->words[TW_ACQUIRE], NULL);
-
-    Py_XDECREF(taken);
-    return taken != NULL ? 0 : -1;
-}
-
-/* Passes `result` on, or the exception that is set where it is NULL. */
-static PyObject *give_write_lock(struct py_direct *self, PyObject *result)
-{
-    PyObject *exc = result == NULL ? take_exception() : NULL;
-    PyObject *given = PyObject_CallMethodObjArgs(
-        self->slots[WRITE_LOCK], self->state->words[TW_RELEASE], NULL);
-
-    if (given == NULL) {
-        Py_CLEAR(result);
-        Py_XDECREF(exc);
-        return NULL;
-    }
-    Py_DECREF(given);
-    if (exc != NULL) {
-        put_exception(exc);
-    }
-    return result;
-}
-
 /* What to do with bytes that a send did not take. */
 enum rest { TELL_REST, SEND_REST };
 
-/* With the write lock. */
-static PyObject *send_locked(PyObject *obj, PyObject *data,
-                             const Py_buffer *view, enum rest rest)
+/* The turn is this thread's. */
+static PyObject *send_in_turn(PyObject *obj, PyObject *data,
+                              const Py_buffer *view, enum rest rest)
 {
     struct py_direct *self = direct_of(obj);
     int64_t deadline;
@@ -315,8 +288,7 @@ static PyObject *send_locked(PyObject *obj, PyObject *data,
         return NULL;
     }
     if (rest == TELL_REST) {
-        return n != 0 ? PyLong_FromSsize_t(n)
-                      : raise_blocked();
+        return n != 0 ? PyLong_FromSsize_t(n) : raise_blocked();
     }
     if (n == view->len) {
         return Py_NewRef(Py_None);
@@ -345,16 +317,13 @@ static bool send_directly(PyObject *obj, PyObject *data, enum rest rest,
     }
     if (view.len != 0) {
         *result = NULL;
-        if (take_write_lock(self) < 0) {
-            done = true;
-        } else {
+        done = tw_turn_take(self->slots[WRITERS], TW_FOREVER) < 0;
+        if (!done) {
             done = sends_directly(self); /* still? */
-            *result = give_write_lock(
-                self, done ? send_locked(obj, data, &view, rest)
-                           : Py_NewRef(Py_None));
-            if (!done) {
-                Py_CLEAR(*result);
+            if (done) {
+                *result = send_in_turn(obj, data, &view, rest);
             }
+            tw_turn_give(self->slots[WRITERS]);
         }
     }
     PyBuffer_Release(&view);
@@ -597,6 +566,12 @@ static long flags_of(struct py_direct *self, enum slot slot, PyObject *value,
             return -1;
         }
         break;
+    case WRITERS:
+        if (!tw_turn_check(self->state, value)) {
+            PyErr_SetString(PyExc_TypeError, "must be a Turn");
+            return -1;
+        }
+        break;
     default:
         break;
     }
@@ -737,7 +712,7 @@ static PyGetSetDef direct_getset[] = {
     SLOT("_output_error", FAILED_OUTPUT),
     SLOT("_ahead", AHEAD),
     SLOT("_queue", QUEUE),
-    SLOT("_write_lock", WRITE_LOCK),
+    SLOT("_write_lock", WRITERS),
     {NULL, NULL, NULL, NULL, NULL},
 };
 
