@@ -8,8 +8,9 @@
  * small where the last one was.
  *
  * Without a socket the session's lock is not enough: its output is looked
- * at through a pointer that the next call may move. So calls on a session
- * without a socket take `guard`; with one, the wire has locks of its own.
+ * at through a pointer that the next call may move, and what takes several
+ * calls of the core must not be parted. So calls on a session without a
+ * socket take `guard`; with one, the wire has locks of its own.
  */
 #include "python/py_session.h"
 
@@ -171,10 +172,14 @@ static enum tw_status open_rest(struct tw_session *s, struct tw_call *c)
 static enum tw_status open_all(struct tw_session *s, struct tw_call *c)
 {
     enum tw_status st;
+    size_t used;
+    size_t n;
 
-    st = tw_session_open(s, c->src, c->len, c->dst, c->room, &c->used,
-                         &c->n, &c->err);
-    if (st != TW_DONE || (c->used == c->len && c->len != 0)) {
+    st = tw_session_open(s, c->src + c->used, c->len - c->used,
+                         c->dst + c->n, c->room - c->n, &used, &n, &c->err);
+    c->used += used;
+    c->n += n;
+    if (st != TW_DONE || (c->used == c->len && used != 0)) {
         return st;
     }
     return open_rest(s, c);
@@ -193,19 +198,23 @@ bool tw_call_gather_output(struct tw_session *s, struct tw_buffer *to)
 }
 
 /*
- * Seals c->src: straight into c->dst as far as that goes, the rest by way of
- * the output, with what waited there, into c->more. All of it within one
- * call, so that no renegotiation can begin in between, which would leave
- * half of it unsent and the other half sealed.
+ * Seals what is left of c->src: straight into c->dst as far as that goes,
+ * the rest by way of the output, with what waited there, into c->more. All
+ * of it within one call, so that no renegotiation can begin in between,
+ * which would leave half of it unsent and the other half sealed.
  */
 static enum tw_status seal_gathered(struct tw_session *s, struct tw_call *c)
 {
     enum tw_status st;
+    size_t taken;
+    size_t made;
 
-    st = tw_session_seal(s, c->src, c->len, c->dst, c->room, &c->used,
-                         &c->n, &c->err);
+    st = tw_session_seal(s, c->src + c->used, c->len - c->used,
+                         c->dst + c->n, c->room - c->n, &taken, &made,
+                         &c->err);
+    c->used += taken;
+    c->n += made;
     while (st >= 0 && c->used < c->len) {
-        size_t taken = 0;
 
         st = tw_session_write(s, c->src + c->used, c->len - c->used, &taken,
                               &c->err);

@@ -1,30 +1,24 @@
 /*
- * Records sealed and opened over EVP.
+ * Records sealed and opened by libcrypto's AEADs.
  *
  * Theory of operation. A direction (struct tw_half) is a key, a static IV
- * and a sequence number. Sealing is five EVP calls, opening four: nonce (and
- * the tag that is expected), additional data, content with the inner type
- * (TLS 1.3), final, tag. No byte is moved that EVP does not move anyway:
- * content goes from the caller's memory into the record and back.
- *
- * A small record is bound by what EVP does around the cipher, most of it in
- * EVP_EncryptInit_ex2: for a nonce alone it asks the provider for lengths.
- * libcrypto's AES-GCM takes a whole nonce as a parameter too, which costs a
- * third. That this does the same here, prove() holds against the plain way
- * before the first record; else nonces are set the plain way.
+ * and a sequence number. A record is a nonce (and, opening, the tag that is
+ * expected), additional data, content with the inner type (TLS 1.3), end
+ * and tag. No byte is moved that the cipher does not move anyway: content
+ * goes from the caller's memory into the record and back.
  *
  * What is authenticated is looked at, and nothing before it is: the checks
  * on the header (type, version, length) come first, since they need no key;
  * the inner type and the padding come after the tag was found good. Until
  * then the plaintext lies in the caller's buffer, which is zeroed if the
- * tag is wrong. EVP compares tags in constant time.
+ * tag is wrong. libcrypto compares tags in constant time.
  *
  * The key of a direction is never used twice with one nonce: in TLS 1.3
  * and with ChaCha20 the nonce is the IV xor the sequence number, which only
  * counts up and stops before it wraps; in TLS 1.2 with AES-GCM the explicit
  * nonce counts up from where the SSL object left it.
  *
- * A keyed EVP context takes 1.2 KiB, keying one a microsecond. So not each
+ * A keyed context takes a KiB, keying one a microsecond. So not each
  * of ten thousand idle connections has two: there are as many as the desk
  * has slots, and a direction that needs one takes it from one that has not
  * worked for long ("clock" of the last look). What a direction keeps is its
@@ -47,7 +41,6 @@
 #include "core/lock.h"
 
 #define HEADER 5u
-#define TAG 16u
 #define SALT 4u     /* RFC 5288, 3 */
 #define EXPLICIT 8u /* the same */
 #define PLAIN_MAX 16384u
@@ -56,8 +49,6 @@
 #define TYPE_DATA 23
 
 static CRYPTO_ONCE once = CRYPTO_ONCE_STATIC_INIT;
-static EVP_CIPHER *ciphers[4]; /* by enum tw_aead */
-static bool quick[4];          /* its nonce can be set as a parameter */
 static EVP_KDF *hkdf, *prf;
 static bool usable;
 
@@ -176,15 +167,10 @@ bool tw_prf12(size_t hash_len, const uint8_t *master, const char *label,
     return good;
 }
 
-static size_t key_length(enum tw_aead aead)
-{
-    return aead == TW_AEAD_AES128 ? 16 : 32;
-}
-
 /* ------------------------------------------------------------ the desk */
 
 #define SLOTS 256u      /* to begin with */
-#define SLOTS_MAX 2048u /* 2.4 MiB of contexts */
+#define SLOTS_MAX 2048u /* 2 MiB of contexts */
 
 static struct {
     struct tw_lock lock;
@@ -226,10 +212,11 @@ static void let_go(struct tw_half *half)
 }
 
 /* A context for half, which is held: a new one in a free slot, or that of a
-   direction that rests. NULL: no memory. */
-static EVP_CIPHER_CTX *take_context(struct tw_half *half)
+   direction that rests, if it is for the same AEAD. NULL: no memory. */
+static void *take_context(struct tw_half *half)
 {
-    EVP_CIPHER_CTX *ctx = NULL;
+    void *ctx = NULL;
+    uint8_t kind = half->aead;
 
     half->slot = -1;
     tw_lock_acquire(&desk.lock);
@@ -245,6 +232,7 @@ static EVP_CIPHER_CTX *take_context(struct tw_half *half)
         } else if (try_hold(other)) {
             if (!other->recent) {
                 ctx = other->ctx;
+                kind = other->aead;
                 other->ctx = NULL;
                 other->robbed = true;
                 half->slot = (int16_t)desk.hand;
@@ -256,8 +244,12 @@ static EVP_CIPHER_CTX *take_context(struct tw_half *half)
             desk.hand = (desk.hand + 1) % desk.slots;
         }
     }
+    if (kind != half->aead) {
+        tw_aead_free(kind, ctx);
+        ctx = NULL;
+    }
     if (!ctx) {
-        ctx = EVP_CIPHER_CTX_new();
+        ctx = tw_aead_new(half->aead);
     }
     if (half->slot >= 0) {
         desk.owner[desk.hand] = ctx ? half : NULL;
@@ -274,8 +266,7 @@ static void give_up_held(struct tw_half *half)
         desk.owner[half->slot] = NULL;
         tw_lock_release(&desk.lock);
     }
-    /* EVP wipes the key schedule as it frees it */
-    EVP_CIPHER_CTX_free(half->ctx);
+    tw_aead_free(half->aead, half->ctx);
     half->ctx = NULL;
 }
 
@@ -287,8 +278,7 @@ static void unkey(struct tw_half *half)
 }
 
 /* Key and IV of half->secret: RFC 8446, 7.3. */
-static bool take_secret(struct tw_half *half, enum tw_aead aead,
-                        size_t hash_len)
+static bool take_secret(struct tw_half *half, size_t hash_len)
 {
     EVP_KDF_CTX *ctx = expander(hash_len, half->secret);
     bool good;
@@ -296,7 +286,8 @@ static bool take_secret(struct tw_half *half, enum tw_aead aead,
     unkey(half);
     half->seq = 0;
     half->count = 0;
-    good = expand(ctx, "key", NULL, 0, half->key, key_length(aead))
+    good = expand(ctx, "key", NULL, 0, half->key,
+                  tw_aead_key_length(half->aead))
            && expand(ctx, "iv", NULL, 0, half->iv, sizeof(half->iv));
     EVP_KDF_CTX_free(ctx);
     if (!good) {
@@ -309,8 +300,9 @@ bool tw_half_init13(struct tw_half *half, enum tw_aead aead,
                     size_t hash_len, const uint8_t *secret)
 {
     memset(half, 0, sizeof(*half));
+    half->aead = (uint8_t)aead;
     memcpy(half->secret, secret, hash_len);
-    return take_secret(half, aead, hash_len);
+    return take_secret(half, hash_len);
 }
 
 void tw_half_fini(struct tw_half *half)
@@ -324,10 +316,9 @@ bool tw_records_init13(struct tw_records *r, enum tw_aead aead,
                        const uint8_t *write_secret, uint64_t write_seq)
 {
     memset(r, 0, sizeof(*r));
-    r->aead = aead;
     r->tls13 = true;
     r->header = HEADER;
-    r->tail = 1 + TAG;
+    r->tail = 1 + TW_TAG;
     r->hash_len = (uint8_t)hash_len;
     if (!tw_half_init13(&r->read, aead, hash_len, read_secret)
         || !tw_half_init13(&r->write, aead, hash_len, write_secret)) {
@@ -345,16 +336,16 @@ bool tw_records_init12(struct tw_records *r, enum tw_aead aead,
                        const uint8_t *server_random, uint64_t nonce)
 {
     bool gcm = aead != TW_AEAD_CHACHA;
-    size_t key = key_length(aead), iv = gcm ? SALT : 12;
+    size_t key = tw_aead_key_length(aead), iv = gcm ? SALT : 12;
     uint8_t seed[64], block[2 * 32 + 2 * 12];
     struct tw_half *mine = client ? &r->write : &r->read;
     struct tw_half *other = client ? &r->read : &r->write;
     bool good;
 
     memset(r, 0, sizeof(*r));
-    r->aead = aead;
     r->header = (uint8_t)(HEADER + (gcm ? EXPLICIT : 0));
-    r->tail = TAG;
+    r->tail = TW_TAG;
+    r->read.aead = r->write.aead = (uint8_t)aead;
     r->hash_len = (uint8_t)hash_len;
     /* RFC 5246, 6.3: server_random first */
     memcpy(seed, server_random, 32);
@@ -388,7 +379,7 @@ bool tw_records_update(struct tw_records *r, struct tw_half *half)
 
     if (good) {
         memcpy(half->secret, next, r->hash_len);
-        good = take_secret(half, r->aead, r->hash_len);
+        good = take_secret(half, r->hash_len);
     }
     OPENSSL_cleanse(next, sizeof(next));
     return good;
@@ -398,79 +389,53 @@ bool tw_records_update(struct tw_records *r, struct tw_half *half)
 
 static void put64(uint8_t *p, uint64_t v)
 {
-    for (int i = 7; i >= 0; i--) {
-        p[i] = (uint8_t)v;
-        v >>= 8;
-    }
+    /* written out: compilers make one store of it */
+    p[0] = (uint8_t)(v >> 56);
+    p[1] = (uint8_t)(v >> 48);
+    p[2] = (uint8_t)(v >> 40);
+    p[3] = (uint8_t)(v >> 32);
+    p[4] = (uint8_t)(v >> 24);
+    p[5] = (uint8_t)(v >> 16);
+    p[6] = (uint8_t)(v >> 8);
+    p[7] = (uint8_t)v;
 }
 
 /* RFC 8446, 5.3 and RFC 7905, 2: the sequence number, padded to the left,
    xor the IV. */
-static void sequence_nonce(const struct tw_half *half, uint8_t nonce[12])
+static void sequence_nonce(const struct tw_half *half,
+                           uint8_t nonce[TW_NONCE])
 {
-    uint8_t seq[8];
+    uint64_t iv, seq;
 
-    put64(seq, half->seq);
-    memcpy(nonce, half->iv, 12);
-    for (int i = 0; i < 8; i++) {
-        nonce[4 + i] ^= seq[i];
-    }
+    memcpy(nonce, half->iv, 4);
+    put64(nonce + 4, half->seq);
+    memcpy(&seq, nonce + 4, 8);
+    memcpy(&iv, half->iv + 4, 8);
+    seq ^= iv;
+    memcpy(nonce + 4, &seq, 8);
 }
 
-/* Sets the nonce of a keyed context, and with a tag the one that opening
-   expects. */
-static bool set_nonce(enum tw_aead aead, EVP_CIPHER_CTX *ctx,
-                      uint8_t nonce[12], uint8_t *tag)
+/* Begins a record of half, whose context is keyed if need be; to open one,
+   with its tag. */
+static bool begin(struct tw_half *half, const uint8_t nonce[TW_NONCE],
+                  const uint8_t *tag)
 {
-    /* as EVP_CTRL_GCM_SET_IV_FIXED with length -1: "the whole IV" */
-    OSSL_PARAM params[3] = {
-        OSSL_PARAM_octet_string(OSSL_CIPHER_PARAM_AEAD_TLS1_IV_FIXED, nonce,
-                                (size_t)-1),
-        OSSL_PARAM_END, OSSL_PARAM_END,
-    };
-    const OSSL_PARAM expected = OSSL_PARAM_octet_string(
-        OSSL_CIPHER_PARAM_AEAD_TAG, tag, TAG);
+    const uint8_t *key = NULL;
 
-    if (quick[aead]) {
-        if (tag != NULL) {
-            params[1] = expected;
-        }
-        return EVP_CIPHER_CTX_set_params(ctx, params) == 1;
-    }
-    params[0] = expected;
-    return tag == NULL
-               ? EVP_EncryptInit_ex2(ctx, NULL, NULL, nonce, NULL) == 1
-               : EVP_DecryptInit_ex2(ctx, NULL, NULL, nonce, NULL) == 1
-                     && EVP_CIPHER_CTX_set_params(ctx, params) == 1;
-}
-
-/* The same for half, whose context is keyed if need be. */
-static bool begin(enum tw_aead aead, struct tw_half *half,
-                  uint8_t nonce[12], uint8_t *tag)
-{
     half->recent = true;
-    if (half->ctx) {
-        return set_nonce(aead, half->ctx, nonce, tag);
+    if (!half->ctx) {
+        key = half->key;
+        half->ctx = take_context(half);
     }
-    half->ctx = take_context(half);
     if (half->ctx
-        && EVP_CipherInit_ex2(half->ctx, ciphers[aead], half->key, nonce,
-                              tag == NULL, NULL)
-        && set_nonce(aead, half->ctx, nonce, tag)) {
+        && (tag == NULL
+                ? tw_aead_begin_seal(half->aead, half->ctx, key, nonce)
+                : tw_aead_begin_open(half->aead, half->ctx, key, nonce,
+                                     tag))) {
         return true;
     }
     give_up_held(half);
     return false;
-}
-
-static bool get_tag(EVP_CIPHER_CTX *ctx, uint8_t *tag)
-{
-    OSSL_PARAM params[2] = {
-        OSSL_PARAM_octet_string(OSSL_CIPHER_PARAM_AEAD_TAG, tag, TAG),
-        OSSL_PARAM_END,
-    };
-
-    return EVP_CIPHER_CTX_get_params(ctx, params) == 1;
 }
 
 /* RFC 5246, 6.2.3.3: seq_num, type, version, length of the content. */
@@ -484,16 +449,43 @@ static size_t additional12(const struct tw_half *half, const uint8_t *header,
     return 13;
 }
 
+/* Content, in TLS 1.3 with its type behind it, and the tag: at dst. */
+static bool encipher(const struct tw_records *like, struct tw_half *half,
+                     uint8_t type, const uint8_t *src, size_t len,
+                     uint8_t *dst)
+{
+    uint8_t *tail = dst + len;
+    bool good;
+
+    if (!like->tls13) {
+        good = tw_aead_update(half->aead, half->ctx, dst, src, len);
+        return good && tw_aead_end_seal(half->aead, half->ctx, tail);
+    }
+    if (len <= 1024) {
+        /* one call for both: a call costs more than a copy */
+        if (src != dst) {
+            memcpy(dst, src, len);
+        }
+        *tail = type;
+        good = tw_aead_update(half->aead, half->ctx, dst, dst, len + 1);
+    } else {
+        good = tw_aead_update(half->aead, half->ctx, dst, src, len);
+        *tail = type;
+        good = good
+               && tw_aead_update(half->aead, half->ctx, tail, tail, 1);
+    }
+    return good && tw_aead_end_seal(half->aead, half->ctx, tail + 1);
+}
+
 size_t tw_half_seal(const struct tw_records *like, struct tw_half *half,
                     uint8_t type, const uint8_t *src, size_t len,
                     uint8_t *dst)
 {
     bool tls13 = like->tls13, explicit_nonce = like->header > HEADER;
     size_t body = like->header - HEADER + len + like->tail;
-    uint8_t *content = dst + like->header, *tail = content + len;
-    uint8_t nonce[12], ad[13];
+    uint8_t *content = dst + like->header;
+    uint8_t nonce[TW_NONCE], ad[13];
     size_t ad_len = HEADER;
-    int n = 0, more = 0;
 
     if (len > PLAIN_MAX || half->seq == UINT64_MAX) {
         return 0;
@@ -513,37 +505,10 @@ size_t tw_half_seal(const struct tw_records *like, struct tw_half *half,
         ad_len = additional12(half, dst, len, ad);
     }
     hold(half);
-    if (!begin(like->aead, half, nonce, NULL)
-        || !EVP_EncryptUpdate(half->ctx, NULL, &n, tls13 ? dst : ad,
-                              (int)ad_len)) {
-        goto failed;
-    }
-    if (tls13 && len <= 1024) {
-        /* one call for content and type: a call costs more than a copy */
-        if (src != content) {
-            memcpy(content, src, len);
-        }
-        *tail = type;
-        if (!EVP_EncryptUpdate(half->ctx, content, &n, content,
-                               (int)len + 1)) {
-            goto failed;
-        }
-        tail++;
-    } else {
-        if (len > 0
-            && !EVP_EncryptUpdate(half->ctx, content, &n, src, (int)len)) {
-            goto failed;
-        }
-        if (tls13) {
-            *tail = type;
-            if (!EVP_EncryptUpdate(half->ctx, tail, &more, tail, 1)) {
-                goto failed;
-            }
-            tail++;
-        }
-    }
-    if (!EVP_EncryptFinal_ex(half->ctx, tail, &n)
-        || !get_tag(half->ctx, tail)) {
+    if (!begin(half, nonce, NULL)
+        || !tw_aead_additional(half->aead, half->ctx, tls13 ? dst : ad,
+                               ad_len)
+        || !encipher(like, half, type, src, len, content)) {
         goto failed;
     }
     let_go(half);
@@ -609,21 +574,18 @@ static bool update(const struct tw_records *like, struct tw_half *half,
                    const uint8_t *in, size_t content, uint8_t *dst,
                    size_t room, uint8_t *last)
 {
-    int n = 0;
-
     if (like->tls13 && room > content) {
         uint8_t before = dst[content];
-        bool good = EVP_DecryptUpdate(half->ctx, dst, &n, in,
-                                      (int)content + 1) == 1;
+        bool good =
+            tw_aead_update(half->aead, half->ctx, dst, in, content + 1);
 
         *last = dst[content];
         dst[content] = before;
         return good;
     }
-    return (content == 0
-            || EVP_DecryptUpdate(half->ctx, dst, &n, in, (int)content))
-           && (!like->tls13
-               || EVP_DecryptUpdate(half->ctx, last, &n, in + content, 1));
+    return tw_aead_update(half->aead, half->ctx, dst, in, content)
+           && tw_aead_update(half->aead, half->ctx, last, in + content,
+                             like->tls13 ? 1 : 0);
 }
 
 /* Nonce and tag, additional data, content: into dst, and in TLS 1.3 the
@@ -632,9 +594,8 @@ static bool decipher(const struct tw_records *like, struct tw_half *half,
                      const uint8_t *rec, size_t content, size_t span,
                      uint8_t *dst, size_t room, uint8_t *last)
 {
-    uint8_t nonce[12], ad[13], tag[TAG], ending[1];
+    uint8_t nonce[TW_NONCE], ad[13];
     size_t ad_len = HEADER;
-    int n = 0;
 
     if (like->header > HEADER) {
         memcpy(nonce, half->iv, SALT);
@@ -645,13 +606,12 @@ static bool decipher(const struct tw_records *like, struct tw_half *half,
     if (!like->tls13) {
         ad_len = additional12(half, rec, content, ad);
     }
-    memcpy(tag, rec + span - TAG, TAG);
-    return begin(like->aead, half, nonce, tag)
-           && EVP_DecryptUpdate(half->ctx, NULL, &n,
-                                like->tls13 ? rec : ad, (int)ad_len)
+    return begin(half, nonce, rec + span - TW_TAG)
+           && tw_aead_additional(half->aead, half->ctx,
+                                 like->tls13 ? rec : ad, ad_len)
            && update(like, half, rec + like->header, content, dst, room,
                      last)
-           && EVP_DecryptFinal_ex(half->ctx, ending, &n) == 1;
+           && tw_aead_end_open(half->aead, half->ctx);
 }
 
 enum tw_fault tw_half_open(const struct tw_records *like,
@@ -784,61 +744,18 @@ static bool there_and_back(enum tw_aead aead, bool tls13)
     return good;
 }
 
-/* Does a nonce as a parameter seal as one given to EVP_EncryptInit_ex2,
-   again and again under one key, and is there no going on without? */
-static bool quick_nonce(EVP_CIPHER *cipher, enum tw_aead aead)
-{
-    static const uint8_t key[32] = {4, 5, 6};
-    uint8_t nonce[12] = {7, 8, 9}, made[2][3 + TAG], idle[16] = {0};
-    EVP_CIPHER_CTX *ctx[2] = {EVP_CIPHER_CTX_new(), EVP_CIPHER_CTX_new()};
-    bool good = true;
-    int n;
-
-    for (int i = 0; i < 2; i++) {
-        good = good && ctx[i]
-               && EVP_EncryptInit_ex2(ctx[i], cipher, key, nonce, NULL) == 1;
-    }
-    for (int round = 0; good && round < 3; round++) {
-        nonce[11] = (uint8_t)round;
-        for (int i = 0; good && i < 2; i++) {
-            quick[aead] = i == 1;
-            good = set_nonce(aead, ctx[i], nonce, NULL)
-                   && EVP_EncryptUpdate(ctx[i], made[i], &n,
-                                        (const uint8_t *)"abc", 3) == 1
-                   && EVP_EncryptFinal_ex(ctx[i], made[i] + 3, &n) == 1
-                   && get_tag(ctx[i], made[i] + 3)
-                   && EVP_EncryptUpdate(ctx[i], idle, &n, idle, 1) != 1;
-        }
-        good = good && memcmp(made[0], made[1], sizeof(made[0])) == 0;
-    }
-    EVP_CIPHER_CTX_free(ctx[0]);
-    EVP_CIPHER_CTX_free(ctx[1]);
-    return good;
-}
-
 static void prove(void)
 {
-    static const char *const names[4] = {
-        NULL, "AES-128-GCM", "AES-256-GCM", "ChaCha20-Poly1305",
-    };
     bool good;
 
     hkdf = EVP_KDF_fetch(NULL, OSSL_KDF_NAME_HKDF, NULL);
     prf = EVP_KDF_fetch(NULL, OSSL_KDF_NAME_TLS1_PRF, NULL);
-    for (int i = 1; i < 4; i++) {
-        ciphers[i] = EVP_CIPHER_fetch(NULL, names[i], NULL);
-    }
-    /* in FIPS mode there is no ChaCha20: then nobody negotiates it */
-    good = hkdf && prf && ciphers[TW_AEAD_AES128] && ciphers[TW_AEAD_AES256]
-           && known_keys();
-    for (enum tw_aead gcm = TW_AEAD_AES128; good && gcm <= TW_AEAD_AES256;
-         gcm++) {
-        quick[gcm] = quick_nonce(ciphers[gcm], gcm);
-    }
-    for (int i = 1; good && i < 4; i++) {
-        good = !ciphers[i]
-               || (there_and_back((enum tw_aead)i, true)
-                   && there_and_back((enum tw_aead)i, false));
+    good = hkdf && prf && tw_aead_set_up() && known_keys();
+    for (enum tw_aead one = TW_AEAD_AES128; good && one <= TW_AEAD_CHACHA;
+         one++) {
+        /* one that is not there, nobody negotiates */
+        good = !tw_aead_known(one)
+               || (there_and_back(one, true) && there_and_back(one, false));
     }
     ERR_clear_error();
     usable = good

@@ -1,7 +1,7 @@
 /*
  * The record engine of the OpenSSL provider: once a handshake is over it
- * seals and opens records by itself, over EVP's AEADs, in place or from one
- * buffer into another. TLS 1.3 (RFC 8446, 5) and TLS 1.2 with AES-GCM (RFC
+ * seals and opens records by itself, over libcrypto's AEADs, in place or from
+ * one buffer into another. TLS 1.3 (RFC 8446, 5) and TLS 1.2 with AES-GCM (RFC
  * 5288) or ChaCha20-Poly1305 (RFC 7905); everything else is not for it.
  *
  * It knows records and keys: no messages but their bytes, no SSL object, no
@@ -17,7 +17,7 @@
 
 #include <stdatomic.h>
 
-#include <openssl/evp.h>
+#include "sspi/aead_openssl.h"
 
 #define TW_SECRET_MAX 48u /* SHA-384, and TLS 1.2's master secret */
 #define TW_SEAL_TAIL 17u  /* most that follows the content: type, tag */
@@ -27,16 +27,14 @@
    nobody else sets it. */
 extern uint64_t tw_records_rekey_at;
 
-enum tw_aead { TW_AEAD_NONE, TW_AEAD_AES128, TW_AEAD_AES256,
-               TW_AEAD_CHACHA };
-
 /* One direction of a connection. */
 struct tw_half {
-    EVP_CIPHER_CTX *ctx;  /* keyed; NULL: to be made at the next record */
+    void *ctx;            /* keyed; NULL: to be made at the next record */
     atomic_bool held;     /* ctx, slot, recent, robbed: by who works with
                              them */
     bool recent;          /* used since the desk last looked */
     bool robbed;          /* the desk gave ctx to another direction */
+    uint8_t aead;         /* enum tw_aead, of ctx and key */
     int16_t slot;         /* of the desk; -1: none. Only with ctx */
     uint64_t seq;         /* of the next record */
     uint64_t count;       /* records under this key */
@@ -49,7 +47,6 @@ struct tw_half {
 
 struct tw_records {
     struct tw_half read, write;
-    enum tw_aead aead;
     bool tls13;
     uint8_t header;       /* bytes before the content: 5, or 13 */
     uint8_t tail;         /* bytes behind it: 17, or 16 */
@@ -100,7 +97,7 @@ size_t tw_records_seal(struct tw_records *r, uint8_t type,
 /*
  * Opens the whole record rec[0..span): *n bytes of content of *type to
  * dst[0..room), room >= span - header - tail, which may be rec + header. A
- * byte more of room saves a call of EVP, and is left as it was. On a fault
+ * byte more of room saves a call, and is left as it was. On a fault
  * dst holds zeros where content was, and the direction is dead.
  */
 enum tw_fault tw_records_open(struct tw_records *r, const uint8_t *rec,
@@ -119,7 +116,7 @@ bool tw_records_update(struct tw_records *r, struct tw_half *half);
 /* Is it time for a KeyUpdate of ours? */
 static inline bool tw_records_due(const struct tw_records *r)
 {
-    return r->tls13 && r->aead != TW_AEAD_CHACHA
+    return r->tls13 && r->write.aead != TW_AEAD_CHACHA
            && r->write.count >= tw_records_rekey_at;
 }
 

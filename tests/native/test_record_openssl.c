@@ -58,10 +58,10 @@ static size_t seal_inner(const struct tw_records *r, const uint8_t *inner,
                          size_t len, uint8_t *record)
 {
     EVP_CIPHER_CTX *ctx = EVP_CIPHER_CTX_new();
-    const EVP_CIPHER *cipher = r->aead == TW_AEAD_AES128 ? EVP_aes_128_gcm()
-                               : r->aead == TW_AEAD_AES256
-                                   ? EVP_aes_256_gcm()
-                                   : EVP_chacha20_poly1305();
+    uint8_t aead = r->write.aead;
+    const EVP_CIPHER *cipher = aead == TW_AEAD_AES128   ? EVP_aes_128_gcm()
+                               : aead == TW_AEAD_AES256 ? EVP_aes_256_gcm()
+                                                : EVP_chacha20_poly1305();
     uint8_t nonce[12];
     uint64_t seq = r->write.seq;
     int n;
@@ -149,7 +149,7 @@ static void test_rfc8448_finished(void)
 
     memset(&r, 0, sizeof(r));
     r.tls13 = true;
-    r.aead = TW_AEAD_AES128;
+    r.read.aead = TW_AEAD_AES128;
     r.header = 5;
     r.tail = 17;
     hex("dbfaa693d1762c5b666af5d950258d01", r.read.key);
