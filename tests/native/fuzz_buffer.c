@@ -33,6 +33,7 @@ static void check(const struct model *m)
     HOLDS(len == m->in - m->out);
     HOLDS(m->b.start <= m->b.end && m->b.end <= m->b.room);
     HOLDS((m->b.data == NULL) == (m->b.room == 0));
+    HOLDS(m->b.secret <= m->b.room);
     if (len > 0) {
         const uint8_t *head = tw_buffer_head(&m->b);
 
@@ -91,10 +92,17 @@ static void act(struct model *m, struct source *in)
         consume(m, source_size(in, tw_buffer_length(&m->b) + 1));
         break;
     case 6:
-        m->b.secret = m->b.data != NULL;
+        n = source_size(in, tw_buffer_length(&m->b) + 1);
+        if (m->b.data != NULL) {
+            tw_buffer_stain(&m->b, tw_buffer_head(&m->b) + n);
+            HOLDS(m->b.secret >= n);
+        }
+        if (source_byte(in) % 4 != 0) {
+            break;
+        }
         consume(m, tw_buffer_length(&m->b));
         tw_buffer_relax(&m->b);
-        HOLDS(m->b.data == NULL && !m->b.secret);
+        HOLDS(m->b.data == NULL && m->b.secret == 0);
         break;
     default:
         tw_buffer_relax(&m->b);
