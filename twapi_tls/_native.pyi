@@ -253,6 +253,11 @@ class DirectStream:
     def recv_into(self, buffer: Buffer, nbytes: int = 0, flags: int = 0) -> int: ...
     def send(self, data: Buffer, flags: int = 0) -> int: ...
     def sendall(self, data: Buffer, flags: int = 0) -> None: ...
+    def _direct_readable(self) -> bool | None:
+        """The session's readable(), where reading is the ordinary case; None:
+        it is not, and who asks looks himself."""
+    def _direct_at_rest(self) -> bool:
+        """Are reading and writing the ordinary case, and the session at rest?"""
 
     # the state that decides which case it is
     _usable: bool

@@ -489,6 +489,9 @@ class Channel(Streams):
         return self.fileno()
 
     def _event_readable(self) -> bool:
+        found = self._direct_readable()
+        if found is not None:
+            return found  # most looks end here
         if self._closed or self._error is not None or self._eof:
             return True
         if (self._ahead or self._reader is not None) and not self._blocked:
@@ -510,17 +513,11 @@ class Channel(Streams):
             return True  # it stays, or comes again: the reader's to raise
 
     def _event_rest(self) -> int:
-        io_ = self._io
-        if (
-            self._usable
-            and io_ is not None
-            and not (self._queue or self._ending or self._ahead or self._eof)
-            and self._reader is None
-            and io_.at_rest()
-        ):
-            return WRITABLE  # and most passes end here
+        if self._direct_at_rest():
+            return WRITABLE  # most passes end here
         if self._closed or self._error is not None:
             return FAILED | READABLE | WRITABLE
+        io_ = self._io
         if not self._usable or io_ is None:
             return 0
         waits = self._transport_output()

@@ -7,6 +7,10 @@ again for as long as a condition with a handler holds. So events are level
 triggered, as Tcl's are, and a handler never runs inside the call that
 caused it.
 
+The ordinary pass is what the loop calls when the descriptor is readable, and
+asks two things of the channel: is there something to read, and, once the
+handler ran, is there anything left to do? Only then is more looked at.
+
 How the loop tells readiness is the only thing that depends on the loop:
 pollers.py. asyncio is imported at the first use only, since it imports ssl.
 """
@@ -93,6 +97,22 @@ class Subject(Protocol):
 
 class ChannelEvents:
     """The handlers of one channel on one loop."""
+
+    __slots__ = (
+        "_closed",
+        "_fd_read",
+        "_fd_write",
+        "_lock",
+        "_paused",
+        "_poller",
+        "_rest",
+        "_room",
+        "_scheduled",
+        "channel",
+        "loop",
+        "readable",
+        "writable",
+    )
 
     def __init__(self, channel: Subject, loop: asyncio.AbstractEventLoop) -> None:
         self.channel = channel

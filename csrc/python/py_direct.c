@@ -15,6 +15,10 @@
  * case met is handed up as well: an error of a read to `_read_failed`, what
  * a send did not take to `_send_rest`.
  *
+ * Events look at the same case (_direct_readable, _direct_at_rest): where
+ * it holds, the session alone knows what is to be read and whether anything
+ * is to be done, and a pass of events.py asks nobody else.
+ *
  * So that a look is cheap and cannot be out of date, the state that decides
  * lives here, and Python reads and writes it as attributes: flags are bits
  * of one atomic word; objects sit in slots, and those whose presence
@@ -483,6 +487,38 @@ static PyObject *direct_sendall(PyObject *obj, PyObject *const *args,
     return send_any(obj, &sig, args, count, kwnames, SEND_REST);
 }
 
+/* --- for events --- */
+
+PyDoc_STRVAR(look_readable_doc,
+"_direct_readable() -> bool | None\n\n"
+"The session's readable(), where reading is the ordinary case; None: it is\n"
+"not, and who asks looks himself.");
+
+static PyObject *look_readable(PyObject *obj, PyObject *unused)
+{
+    struct py_direct *self = direct_of(obj);
+
+    (void)unused;
+    if (!reads_directly(self)) {
+        return Py_NewRef(Py_None);
+    }
+    return PyBool_FromLong(tw_data_readable(tw_pointer_get(&self->session)));
+}
+
+PyDoc_STRVAR(look_at_rest_doc,
+"_direct_at_rest() -> bool\n\n"
+"Are reading and writing the ordinary case, and the session at rest?");
+
+static PyObject *look_at_rest(PyObject *obj, PyObject *unused)
+{
+    struct py_direct *self = direct_of(obj);
+
+    (void)unused;
+    return PyBool_FromLong(reads_directly(self) && sends_directly(self)
+                           && tw_data_at_rest(
+                               tw_pointer_get(&self->session)));
+}
+
 /* --- the state as attributes --- */
 
 /* The closure of an attribute: a flag's bit, or a slot. */
@@ -694,6 +730,10 @@ static PyMethodDef direct_methods[] = {
     CALL(recv_into),
     CALL(send),
     CALL(sendall),
+    {"_direct_readable", look_readable, METH_NOARGS,
+     look_readable_doc},
+    {"_direct_at_rest", look_at_rest, METH_NOARGS,
+     look_at_rest_doc},
     {NULL, NULL, 0, NULL},
 };
 

@@ -22,5 +22,8 @@ enum tw_outcome tw_data_recv_into(PyObject *session, uint8_t *dst,
    exception, whose `written` says it. */
 Py_ssize_t tw_data_send(PyObject *session, const uint8_t *src, size_t len,
                         int64_t deadline);
+/* Session.readable() and at_rest(). */
+bool tw_data_readable(PyObject *session);
+bool tw_data_at_rest(PyObject *session);
 
 #endif

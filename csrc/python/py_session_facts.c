@@ -3,6 +3,7 @@
  * what was agreed. None of it waits for the peer, and nothing changes.
  */
 #include "python/py_session.h"
+#include "python/py_session_data.h"
 
 #include <string.h>
 
@@ -126,10 +127,15 @@ TW_METHOD_DOC(at_rest,
 "Whether everything waits for the peer's next bytes: nothing inside is to be\n"
 "read, and no output waits. Without a look in the socket.");
 
+bool tw_data_at_rest(PyObject *session)
+{
+    return tw_session_at_rest(looked_at(session));
+}
+
 PyObject *tw_py_session_at_rest(PyObject *self, PyObject *unused)
 {
     (void)unused;
-    return PyBool_FromLong(tw_session_at_rest(looked_at(self)));
+    return PyBool_FromLong(tw_data_at_rest(self));
 }
 
 TW_METHOD_DOC(output_pending,

@@ -364,13 +364,18 @@ TW_METHOD_DOC(readable,
 "Whether recv() would say something without waiting: bytes, the end or an\n"
 "error. Looks in the socket, and opens a record to know whether it has data.");
 
+bool tw_data_readable(PyObject *session)
+{
+    struct tw_wire *wire = wire_of(session);
+
+    return wire != NULL ? tw_wire_readable(wire)
+                        : tw_session_look(core_of(session));
+}
+
 PyObject *tw_py_session_readable(PyObject *self, PyObject *unused)
 {
-    struct tw_wire *wire = wire_of(self);
-
     (void)unused;
-    return PyBool_FromLong(wire != NULL ? tw_wire_readable(wire)
-                                        : tw_session_look(core_of(self)));
+    return PyBool_FromLong(tw_data_readable(self));
 }
 
 TW_METHOD_DOC(set_ragged_eof,
