@@ -245,13 +245,12 @@ static PyObject *would_block(PyObject *module, PyObject *const *args,
 {
     int64_t written = 0;
 
-    (void)module;
     if (tw_arg_count("would_block", count, 0, 1) < 0 ||
         tw_arg_int(count > 0 ? args[0] : NULL, "written", 0, PTRDIFF_MAX,
                    &written) < 0) {
         return NULL;
     }
-    return tw_error_blocked((Py_ssize_t)written);
+    return tw_error_blocked(PyModule_GetState(module), (Py_ssize_t)written);
 }
 
 static PyMethodDef functions[] = {
@@ -321,6 +320,7 @@ static int native_clear(PyObject *module)
     Py_CLEAR(state->session);
     Py_CLEAR(state->direct);
     Py_CLEAR(state->turn);
+    Py_CLEAR(state->blocked);
     for (i = 0; i < TW_WORDS; i++) {
         Py_CLEAR(state->words[i]);
     }

@@ -48,6 +48,7 @@ struct tw_module {
     PyTypeObject *direct;
     PyTypeObject *turn;
     PyObject *words[TW_WORDS]; /* of TW_WORD_LIST */
+    PyObject *blocked; /* arguments of a BlockingIOError with 0 written */
     PyObject *tls_error; /* TLSError, and its subclasses: */
     PyObject *verification_error;
     PyObject *truncated_error;

@@ -194,9 +194,9 @@ static int read_failed(PyObject *obj)
 }
 
 /* Raises that nothing can be done now; always NULL. */
-static PyObject *raise_blocked(void)
+static PyObject *raise_blocked(struct py_direct *self)
 {
-    PyObject *exc = tw_error_blocked(0);
+    PyObject *exc = tw_error_blocked(self->state, 0);
 
     if (exc != NULL) {
         put_exception(exc);
@@ -219,7 +219,7 @@ static enum tw_outcome note_read(PyObject *obj, enum tw_outcome outcome)
         return outcome;
     case TW_GOT_NOTHING:
         set_flags(self, BLOCKED, BLOCKED);
-        (void)raise_blocked();
+        (void)raise_blocked(self);
         return TW_GOT_ERROR;
     default:
         return read_failed(obj) == 0 ? TW_GOT_END : TW_GOT_ERROR;
@@ -292,7 +292,7 @@ static PyObject *send_in_turn(PyObject *obj, PyObject *data,
         return NULL;
     }
     if (rest == TELL_REST) {
-        return n != 0 ? PyLong_FromSsize_t(n) : raise_blocked();
+        return n != 0 ? PyLong_FromSsize_t(n) : raise_blocked(self);
     }
     if (n == view->len) {
         return Py_NewRef(Py_None);

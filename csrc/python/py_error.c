@@ -76,6 +76,13 @@ static int add_exception(PyObject *module, const char *name,
     return PyModule_AddObjectRef(module, name, *out);
 }
 
+/* The arguments of OSError's constructor: (errno, text, written). */
+static PyObject *blocked_arguments(Py_ssize_t written)
+{
+    return Py_BuildValue("isn", EAGAIN, "the operation would block",
+                         written);
+}
+
 int tw_errors_init(PyObject *module, struct tw_module *state)
 {
     PyObject *attributes = class_attributes();
@@ -85,9 +92,11 @@ int tw_errors_init(PyObject *module, struct tw_module *state)
     if (attributes == NULL) {
         return -1;
     }
-    failed = add_exception(module, "TLSError", tls_error_doc,
-                           PyExc_OSError, NULL, attributes,
-                           &state->tls_error);
+    state->blocked = blocked_arguments(0);
+    failed = state->blocked == NULL
+             || add_exception(module, "TLSError", tls_error_doc,
+                              PyExc_OSError, NULL, attributes,
+                              &state->tls_error) < 0;
     Py_DECREF(attributes);
     if (failed) {
         return -1;
@@ -363,10 +372,18 @@ PyObject *tw_error_raise(struct tw_module *state,
     return tw_error_raise_token(state, err, NULL);
 }
 
-PyObject *tw_error_blocked(Py_ssize_t written)
+PyObject *tw_error_blocked(struct tw_module *state, Py_ssize_t written)
 {
-    return PyObject_CallFunction(PyExc_BlockingIOError, "isn", EAGAIN,
-                                 "the operation would block", written);
+    PyObject *arguments = written == 0 ? Py_NewRef(state->blocked)
+                                       : blocked_arguments(written);
+    PyObject *exc;
+
+    if (arguments == NULL) {
+        return NULL;
+    }
+    exc = PyObject_Call(PyExc_BlockingIOError, arguments, NULL);
+    Py_DECREF(arguments);
+    return exc;
 }
 
 void tw_error_annotate(const char *name, PyObject *value)

@@ -19,7 +19,7 @@ PyObject *tw_error_raise_token(struct tw_module *, const struct tw_error *,
                                PyObject *token);
 /* What a non-blocking call raises when nothing can be done now: a new
    BlockingIOError that says how many bytes were taken nevertheless. */
-PyObject *tw_error_blocked(Py_ssize_t written);
+PyObject *tw_error_blocked(struct tw_module *, Py_ssize_t written);
 /* Sets attribute `name` of the exception that is being raised. Takes over
    value; does nothing if value is NULL or it cannot be set. */
 void tw_error_annotate(const char *name, PyObject *value);

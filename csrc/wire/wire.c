@@ -27,7 +27,9 @@
  * A wait for the peer without a deadline is the system's own blocking recv,
  * into a small room on the stack (an idle connection holds no buffer), so
  * that a message costs one system call and not two; all other calls do not
- * wait in the system, whatever the descriptor's mode.
+ * wait in the system, whatever the descriptor's mode. Who got little last
+ * time looks for more in the small room as well: most often there is as
+ * little, or nothing, and a buffer is made and dropped for neither.
  */
 #include "wire/wire.h"
 
@@ -76,6 +78,7 @@ struct tw_wire {
     int send_os;                /* first error of send; by writer */
     size_t chunk;               /* room for the next recv; by reader */
     bool drained;               /* the last recv took all; by reader */
+    bool small;                 /* the last bytes were few; by reader */
     struct tw_count spin;       /* ns to spin before a wait; 0: never */
 };
 
@@ -354,6 +357,7 @@ static enum tw_status received_held(struct tw_wire *w, long got, size_t room,
 {
     w->drained = (size_t)(got > 0 ? got : 0) < room;
     if (got > 0) {
+        w->small = (size_t)got < READ_WAIT;
         return TW_DONE;
     }
     if (is_closing(w)) {
@@ -412,8 +416,8 @@ static enum tw_status fill_once_held(struct tw_wire *w,
 }
 
 /* The same over a small room on the stack, so that who waits for the peer
-   holds no buffer meanwhile. waits: in the system, for as long as it takes
-   (a signal ends it). */
+   holds no buffer meanwhile, and who gets little needs none. waits: in the
+   system, for as long as it takes (a signal ends it). */
 static enum tw_status fill_small_held(struct tw_wire *w, bool waits,
                                       struct tw_error *err)
 {
@@ -432,6 +436,9 @@ static enum tw_status fill_small_held(struct tw_wire *w, bool waits,
         if (st != TW_DONE) {
             return tw_error_set(err, st, 0, "no room for the peer's bytes");
         }
+    }
+    if (got == TW_IO_INTERRUPTED && !waits) {
+        got = TW_IO_BLOCKED; /* nothing waited: look again */
     }
     return received_held(w, got, sizeof(room), os, err);
 }
@@ -455,9 +462,6 @@ static enum tw_status spin_held(struct tw_wire *w, int64_t deadline,
     }
     do {
         st = fill_small_held(w, false, err);
-        if (st == TW_E_INTERRUPTED) {
-            st = TW_WANT_READ;
-        }
     } while (st == TW_WANT_READ && tw_clock_ns() < end);
     spin = st == TW_WANT_READ ? spin / 2 : spin * 2;
     spin = spin < SPIN_MIN ? SPIN_MIN : spin > SPIN_MAX ? SPIN_MAX : spin;
@@ -475,9 +479,13 @@ static enum tw_status fill_held(struct tw_wire *w, int64_t deadline,
     bool ask = !w->drained || deadline == TW_NO_WAIT;
 
     for (;; ask = true) {
-        enum tw_status st = ask ? fill_once_held(w, err) : TW_WANT_READ;
+        enum tw_status st = TW_WANT_READ;
         bool waits;
 
+        if (ask) {
+            st = w->small ? fill_small_held(w, false, err)
+                          : fill_once_held(w, err);
+        }
         if (st != TW_WANT_READ || deadline == TW_NO_WAIT) {
             return st;
         }
