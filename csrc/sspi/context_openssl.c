@@ -275,19 +275,37 @@ static void message_seen(int sent, int version, int type, const void *buf,
     }
 }
 
-void tw_octx_secret_logged(const SSL *ssl, const char *line)
+/* Where secrets are to be noted: NULL if they are not, or cannot be. */
+static struct tw_traffic *traffic_of(struct tw_octx *c)
 {
-    struct tw_octx *c = tw_octx_of(ssl);
-
-    if (c->open || SSL_version(ssl) != TLS1_3_VERSION
+    if (c->open || SSL_version(c->ssl) != TLS1_3_VERSION
         || (c->verdict == TW_ACCEPTED && !c->cred->engine)) {
-        return;
+        return NULL;
     }
     if (!c->traffic) {
         c->traffic = calloc(1, sizeof(*c->traffic));
     }
-    if (c->traffic) {
-        tw_traffic_note(c->traffic, line);
+    return c->traffic;
+}
+
+void tw_octx_secret_logged(const SSL *ssl, const char *line)
+{
+    struct tw_traffic *traffic = traffic_of(tw_octx_of(ssl));
+
+    if (traffic) {
+        tw_traffic_note(traffic, line);
+    }
+}
+
+void tw_octx_secret_heard(void *context, const char *label, size_t label_len,
+                          const uint8_t *secret, size_t len)
+{
+    int at = tw_traffic_index(label, label_len);
+    struct tw_traffic *traffic = at < 0 ? NULL : traffic_of(context);
+
+    if (traffic && len <= sizeof(traffic->secret[at])) {
+        memcpy(traffic->secret[at], secret, len);
+        traffic->len[at] = len;
     }
 }
 

@@ -34,6 +34,7 @@ struct tw_ocred {
     uint32_t flags;        /* TW_CRED_... */
     bool has_cert;
     bool engine;           /* contexts may use the record engine */
+    bool heard;            /* secrets are heard, not logged */
     struct tw_lock lock;   /* around sessions */
     struct tw_cached *sessions; /* newest first */
     size_t session_count;
@@ -144,8 +145,10 @@ SECURITY_STATUS tw_octx_status_of_alert(int alert);
 /* After a failed SSL call: what it was, in SSPI's words. */
 SECURITY_STATUS tw_octx_failure(struct tw_octx *c);
 /* TLS 1.3 secrets, for the record engine, and for an alert that libssl
-   cannot send. */
+   cannot send: by the key log, or as a tw_hearer. */
 void tw_octx_secret_logged(const SSL *ssl, const char *line);
+void tw_octx_secret_heard(void *context, const char *label, size_t label_len,
+                          const uint8_t *secret, size_t len);
 void tw_octx_forget_secrets(struct tw_octx *c);
 /* SSL_CTX_set_cert_verify_callback: takes note, see handshake_openssl.c. */
 int tw_octx_verify_peer(X509_STORE_CTX *store, void *arg);

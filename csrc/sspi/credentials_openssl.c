@@ -320,7 +320,9 @@ static enum tw_status configure(struct tw_ocred *cred,
     SSL_CTX_set_cert_verify_callback(ctx, tw_octx_verify_peer, NULL);
     SSL_CTX_set_cert_cb(ctx, tw_octx_choose_certificate, NULL);
     SSL_CTX_set_alpn_select_cb(ctx, tw_octx_choose_alpn, NULL);
-    SSL_CTX_set_keylog_callback(ctx, tw_octx_secret_logged);
+    if (!cred->heard) {
+        SSL_CTX_set_keylog_callback(ctx, tw_octx_secret_logged);
+    }
     if (config->flags & TW_CRED_NO_RESUME) {
         (void)SSL_CTX_set_options(ctx, SSL_OP_NO_TICKET);
         (void)SSL_CTX_set_session_cache_mode(ctx, SSL_SESS_CACHE_OFF);
@@ -371,10 +373,17 @@ static bool engine_wanted(void)
 }
 
 /* No private key is to meet a library context but the one that it is of. */
-static OSSL_LIB_CTX *library_for(const struct tw_credentials_config *config)
+static SSL_CTX *new_ssl_ctx(const struct tw_credentials_config *config,
+                            bool *heard)
 {
-    return config->cert_count == 0 && !(config->flags & TW_CRED_CHOOSES)
-               ? tw_openssl_reading_library() : NULL;
+    bool keyless = config->role == TW_CLIENT && config->cert_count == 0
+                   && !(config->flags & TW_CRED_CHOOSES);
+    OSSL_LIB_CTX *library = keyless ? tw_openssl_reading_library() : NULL;
+
+    *heard = library != NULL;
+    return SSL_CTX_new_ex(library, NULL,
+                          config->role == TW_SERVER ? TLS_server_method()
+                                                    : TLS_client_method());
 }
 
 enum tw_status tw_ocred_acquire(const struct tw_credentials_config *config,
@@ -404,9 +413,7 @@ enum tw_status tw_ocred_acquire(const struct tw_credentials_config *config,
     cred->engine = engine_wanted() && tw_records_usable();
     cred->role = config->role;
     cred->flags = config->flags;
-    cred->ssl_ctx = config->role == TW_SERVER
-        ? SSL_CTX_new(TLS_server_method())
-        : SSL_CTX_new_ex(library_for(config), NULL, TLS_client_method());
+    cred->ssl_ctx = new_ssl_ctx(config, &cred->heard);
     if (!cred->ssl_ctx) {
         st = tw_openssl_fail(
             err, TW_E_TLS, SEC_E_INTERNAL_ERROR,

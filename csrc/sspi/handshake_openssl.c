@@ -109,7 +109,13 @@ static enum drive drive_once(struct tw_octx *c)
     ERR_clear_error();
     c->suspended = false;
     c->lookup = false;
+    if (c->cred->heard) {
+        tw_openssl_listen(tw_octx_secret_heard, c);
+    }
     r = SSL_do_handshake(c->ssl);
+    if (c->cred->heard) {
+        tw_openssl_listen(NULL, NULL);
+    }
     if (r == 1) {
         return FINISHED;
     }

@@ -45,6 +45,12 @@ struct tw_cert *tw_openssl_cert_new(X509 *, EVP_PKEY *key,
    NULL, the default one, or one that reads certificates faster. */
 OSSL_LIB_CTX *tw_openssl_reading_library(void);
 
+/* What an SSL object of that library derives on this thread from now on:
+   the label of RFC 8446, 7.1, and the secret. hearer NULL: no more. */
+typedef void tw_hearer(void *arg, const char *label, size_t label_len,
+                       const uint8_t *secret, size_t len);
+void tw_openssl_listen(tw_hearer *hearer, void *arg);
+
 /* The certificate that a peer sent, with chain (may be NULL), both as parsed
    in either library context; NULL when out of memory. */
 struct tw_cert *tw_openssl_peer_new(X509 *, STACK_OF(X509) *chain);

@@ -29,14 +29,17 @@
 #define SUITE_CCM_8 0x1305 /* RFC 8446, B.4: the one with a short tag */
 
 static const struct {
-    const char *label;
+    const char *logged;  /* RFC 9850 */
+    const char *derived; /* RFC 8446, 7.1 */
     enum tw_secret secret;
 } labels[] = {
-    {"CLIENT_HANDSHAKE_TRAFFIC_SECRET ", TW_CLIENT_HANDSHAKE},
-    {"SERVER_HANDSHAKE_TRAFFIC_SECRET ", TW_SERVER_HANDSHAKE},
-    {"CLIENT_TRAFFIC_SECRET_0 ", TW_CLIENT_TRAFFIC},
-    {"SERVER_TRAFFIC_SECRET_0 ", TW_SERVER_TRAFFIC},
-    {"EXPORTER_SECRET ", TW_EXPORTER},
+    {"CLIENT_HANDSHAKE_TRAFFIC_SECRET ", "c hs traffic",
+     TW_CLIENT_HANDSHAKE},
+    {"SERVER_HANDSHAKE_TRAFFIC_SECRET ", "s hs traffic",
+     TW_SERVER_HANDSHAKE},
+    {"CLIENT_TRAFFIC_SECRET_0 ", "c ap traffic", TW_CLIENT_TRAFFIC},
+    {"SERVER_TRAFFIC_SECRET_0 ", "s ap traffic", TW_SERVER_TRAFFIC},
+    {"EXPORTER_SECRET ", "exp master", TW_EXPORTER},
 };
 
 void tw_traffic_note(struct tw_traffic *t, const char *line)
@@ -44,10 +47,10 @@ void tw_traffic_note(struct tw_traffic *t, const char *line)
     size_t i;
 
     for (i = 0; i < sizeof(labels) / sizeof(labels[0]); i++) {
-        size_t n = strlen(labels[i].label);
+        size_t n = strlen(labels[i].logged);
         const char *hex;
 
-        if (strncmp(line, labels[i].label, n) != 0) {
+        if (strncmp(line, labels[i].logged, n) != 0) {
             continue;
         }
         hex = strchr(line + n, ' '); /* the client's random comes first */
@@ -60,6 +63,17 @@ void tw_traffic_note(struct tw_traffic *t, const char *line)
         }
         return;
     }
+}
+
+int tw_traffic_index(const char *label, size_t len)
+{
+    for (size_t i = 0; i < sizeof(labels) / sizeof(labels[0]); i++) {
+        if (strlen(labels[i].derived) == len
+            && memcmp(labels[i].derived, label, len) == 0) {
+            return (int)labels[i].secret;
+        }
+    }
+    return -1;
 }
 
 void tw_traffic_wipe(struct tw_traffic *t)

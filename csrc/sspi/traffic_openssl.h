@@ -1,6 +1,6 @@
 /*
- * TLS 1.3 traffic secrets (RFC 8446, 7.1), as the SSL object logs them, and
- * records sealed with them where libssl has no call to do it.
+ * TLS 1.3 traffic secrets (RFC 8446, 7.1), as the SSL object logs or derives
+ * them, and records sealed with them where libssl has no call to do it.
  */
 #ifndef TW_SSPI_TRAFFIC_OPENSSL_H
 #define TW_SSPI_TRAFFIC_OPENSSL_H
@@ -28,6 +28,9 @@ struct tw_traffic {
 /* Takes the secret out of a line of SSL_CTX_set_keylog_callback, if it is
    one of ours (the format: RFC 9850). */
 void tw_traffic_note(struct tw_traffic *, const char *line);
+/* Which secret is derived under this label (RFC 8446, 7.1); -1: none of
+   ours. */
+int tw_traffic_index(const char *label, size_t len);
 void tw_traffic_wipe(struct tw_traffic *);
 
 /*

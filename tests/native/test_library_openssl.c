@@ -1,7 +1,8 @@
 /*
  * The library context in which clients read certificates: that it reads the
- * same as the default one, that what it cannot read is read there, and that
- * it is not used where the default one is anything but plain.
+ * same as the default one, that what it cannot read is read there, that it
+ * is not used where the default one is anything but plain, and who hears
+ * what it derives.
  *
  * Each case has a process of its own, since most change the default context.
  */
@@ -11,6 +12,7 @@
 #include <unistd.h>
 
 #include <openssl/core_names.h>
+#include <openssl/kdf.h>
 #include <openssl/provider.h>
 #include <openssl/rand.h>
 #include <openssl/rsa.h>
@@ -246,6 +248,82 @@ static void test_threads(void)
     EVP_PKEY_free(key);
 }
 
+/* As libssl derives a secret of TLS 1.3 (RFC 8446, 7.1). */
+static void derive(OSSL_LIB_CTX *library, const char *label, uint8_t *out)
+{
+    static uint8_t secret[32] = { 7 };
+    char prefix[] = "tls13 ", digest[] = "SHA256", name[32];
+    int mode = EVP_KDF_HKDF_MODE_EXPAND_ONLY;
+    OSSL_PARAM params[] = {
+        OSSL_PARAM_construct_int(OSSL_KDF_PARAM_MODE, &mode),
+        OSSL_PARAM_construct_utf8_string(OSSL_KDF_PARAM_DIGEST, digest, 0),
+        OSSL_PARAM_construct_octet_string(OSSL_KDF_PARAM_KEY, secret,
+                                          sizeof(secret)),
+        OSSL_PARAM_construct_octet_string(OSSL_KDF_PARAM_PREFIX, prefix, 6),
+        OSSL_PARAM_construct_octet_string(OSSL_KDF_PARAM_LABEL, name,
+                                          strlen(label)),
+        OSSL_PARAM_construct_octet_string(OSSL_KDF_PARAM_DATA, secret,
+                                          sizeof(secret)),
+        OSSL_PARAM_construct_end(),
+    };
+    EVP_KDF *kdf = EVP_KDF_fetch(library, OSSL_KDF_NAME_TLS1_3_KDF, NULL);
+    EVP_KDF_CTX *ctx = EVP_KDF_CTX_new(kdf);
+
+    strcpy(name, label);
+    CHECK(ctx != NULL && EVP_KDF_derive(ctx, out, 32, params) == 1);
+    EVP_KDF_CTX_free(ctx);
+    EVP_KDF_free(kdf);
+}
+
+struct heard {
+    int times;
+    char label[32];
+    uint8_t secret[32];
+};
+
+static void hear(void *arg, const char *label, size_t label_len,
+                 const uint8_t *secret, size_t len)
+{
+    struct heard *heard = arg;
+
+    CHECK(label_len < sizeof(heard->label) && len == 32);
+    heard->times++;
+    memcpy(heard->label, label, label_len);
+    memcpy(heard->secret, secret, len);
+}
+
+static void *derive_elsewhere(void *library)
+{
+    uint8_t out[32];
+
+    derive(library, "s ap traffic", out);
+    return NULL;
+}
+
+/* Each derivation in that library on this thread, and no other. */
+static void test_hearing(void)
+{
+    OSSL_LIB_CTX *library = tw_openssl_reading_library();
+    struct heard heard = { .times = 0 };
+    uint8_t out[32], usual[32];
+    pthread_t other;
+
+    derive(library, "c hs traffic", out);
+    tw_openssl_listen(hear, &heard);
+    derive(NULL, "c hs traffic", usual);
+    CHECK(pthread_create(&other, NULL, derive_elsewhere, library) == 0
+          && pthread_join(other, NULL) == 0);
+    CHECK(heard.times == 0 && memcmp(out, usual, 32) == 0);
+    derive(library, "c ap traffic", out);
+    derive(NULL, "c ap traffic", usual);
+    CHECK(heard.times == 1 && strcmp(heard.label, "c ap traffic") == 0);
+    CHECK(memcmp(heard.secret, out, 32) == 0
+          && memcmp(heard.secret, usual, 32) == 0);
+    tw_openssl_listen(NULL, NULL);
+    derive(library, "s ap traffic", out);
+    CHECK(heard.times == 1);
+}
+
 /* A child goes on with what its parent made. */
 static void test_fork(void)
 {
@@ -275,6 +353,7 @@ int main(void)
         test_nothing_stays_loaded,
         test_threads,
         test_fork,
+        test_hearing,
     };
 
     if (OPENSSL_version_major() > 3 || OPENSSL_version_minor() >= 2) {
