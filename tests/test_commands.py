@@ -17,6 +17,7 @@ from channels import Work, held_back, plain_pair, run, tcp_pair, tls_pair
 from twapi_support import (
     HOST,
     LIMIT,
+    answer_lines,
     answer_one_line,
     client_credentials,
     connect,
@@ -257,7 +258,8 @@ def test_half_close_of_a_closed_channel_does_nothing(pki: Pki) -> None:
 def test_half_close_before_open(pki: Pki) -> None:
     """Blocking: negotiates first. Non-blocking: it waits its turn."""
     go = threading.Event()
-    with serving(tls_server(pki.server, answer_one_line)) as served:
+    # It reads to the end: who closes with something unread resets.
+    with serving(tls_server(pki.server, answer_lines)) as served:
         with connect(served.port, pki, async_=True, socketcmd=held_back(go)) as channel:
             channel.setblocking(False)
             channel.write(b"line\n")
