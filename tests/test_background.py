@@ -16,6 +16,7 @@ import peers
 import pytest
 from certs import Pki
 from channels import clog, tcp_pair, tls_pair
+from platforms import WINE
 from twapi_support import (
     HOST,
     LIMIT,
@@ -220,6 +221,8 @@ def reset(sock: socket.socket) -> None:
     sock.close()
 
 
+# Wine may have taken a reset's error off the socket before we read: an end.
+RESET = "reset|EOF" if WINE else "reset"
 HELLO = bytes.fromhex("160301 00f8 01 0000f4 0303".replace(" ", ""))
 
 
@@ -231,8 +234,8 @@ HELLO = bytes.fromhex("160301 00f8 01 0000f4 0303".replace(" ", ""))
         (lambda s: s.sendall(b"\x16\x03\x01\xff\xff" + bytes(100)), tls.TLSError, "."),
         (lambda s: s.shutdown(socket.SHUT_WR), tls.TLSError, "EOF"),
         (lambda s: (s.sendall(HELLO), s.shutdown(socket.SHUT_WR)), tls.TLSError, "EOF"),
-        (reset, OSError, "reset"),
-        (lambda s: (s.sendall(HELLO), reset(s)), OSError, "reset"),
+        (reset, OSError, RESET),
+        (lambda s: (s.sendall(HELLO), reset(s)), OSError, RESET),
     ],
     ids=["http", "smtp", "oversized", "closes", "closes in the middle", "resets", "resets later"],
 )
