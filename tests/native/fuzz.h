@@ -1,6 +1,6 @@
 /*
  * What the fuzz targets share: a source of decisions drawn from the input,
- * and a certificate made on the spot. A target is one function,
+ * what must hold of a session's errors, and a certificate made on the spot. A target is one function,
  * LLVMFuzzerTestOneInput; scripts/fuzz links it with libFuzzer, or with
  * fuzz_replay.c, which runs files through it.
  */
@@ -16,6 +16,8 @@
 
 #include <openssl/evp.h>
 #include <openssl/x509.h>
+
+#include "core/session.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len);
 
@@ -49,6 +51,20 @@ static inline size_t source_size(struct source *s, size_t below)
 
     value = value << 8 | source_byte(s);
     return below == 0 ? 0 : value % below;
+}
+
+/* What a call on a session came to: the first error stays. */
+static inline void note_status(struct tw_session *s, enum tw_status *failed,
+                               enum tw_status st)
+{
+    if (st >= 0 || st == TW_E_STATE || st == TW_E_CLOSED) {
+        return;
+    }
+    if (*failed != TW_DONE) {
+        HOLDS(st == *failed);
+    }
+    *failed = st;
+    HOLDS(tw_session_state(s) == TW_FAILED);
 }
 
 static inline EVP_PKEY *make_key(void)

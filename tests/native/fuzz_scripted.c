@@ -52,15 +52,9 @@ static SECURITY_STATUS status_of(struct source *in)
 
 static void note(struct run *r, enum tw_status st)
 {
-    if (st >= 0 || st == TW_E_STATE || st == TW_E_CLOSED
-        || st == TW_E_ARGUMENT) {
-        return;
+    if (st != TW_E_ARGUMENT) {
+        note_status(r->s, &r->failed, st);
     }
-    if (r->failed != TW_DONE) {
-        HOLDS(st == r->failed);
-    }
-    r->failed = st;
-    HOLDS(tw_session_state(r->s) == TW_FAILED);
 }
 
 /* --- the engine's next answers */

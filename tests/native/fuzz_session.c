@@ -71,14 +71,7 @@ static uint8_t pattern(bool client, uint64_t at)
 
 static void note(struct end *e, enum tw_status st)
 {
-    if (st >= 0 || st == TW_E_STATE || st == TW_E_CLOSED) {
-        return;
-    }
-    if (e->failed != TW_DONE) {
-        HOLDS(st == e->failed);
-    }
-    e->failed = st;
-    HOLDS(tw_session_state(e->s) == TW_FAILED);
+    note_status(e->s, &e->failed, st);
 }
 
 /* Output of `from` onto the wire to `to`. */
