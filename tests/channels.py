@@ -6,7 +6,7 @@ import asyncio
 import socket
 import threading
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from certs import Identity, Pki
@@ -144,6 +144,20 @@ def plain_pair() -> Iterator[tuple[tls.TcpChannel, tls.TcpChannel]]:
     finally:
         one.abort()
         other.abort()
+
+
+@contextmanager
+def pair_of(kind: str, pki: Pki) -> Iterator[tuple[Any, Any]]:
+    """Two ends: "plain", "TLS" (or "TLS 1.2", "TLS 1.3"), "TLS in TLS"."""
+    with ExitStack() as stack:
+        if kind == "plain":
+            yield stack.enter_context(plain_pair())
+        elif kind == "TLS in TLS":
+            outer = stack.enter_context(tls_pair(pki))
+            yield stack.enter_context(tls_pair(pki, below=lambda: outer))
+        else:
+            version = kind.removeprefix("TLS").strip() or None
+            yield stack.enter_context(tls_pair(pki, version=version))
 
 
 def fill(channel: Any) -> int:

@@ -23,7 +23,7 @@ from typing import Any
 import peers
 import pytest
 from certs import Pki
-from channels import Work, drain, fill, held_back, plain_pair, run, tcp_pair, tls_pair
+from channels import Work, drain, fill, held_back, pair_of, plain_pair, run, tcp_pair, tls_pair
 from platforms import WINDOWS
 from twapi_support import HOST, LIMIT, client_credentials, connect, first, silent_server
 
@@ -37,15 +37,8 @@ pytestmark = pytest.mark.timeout(30)
 @pytest.fixture(params=["plain", "TLS 1.2", "TLS 1.3", "TLS in TLS"])
 def pair(request: pytest.FixtureRequest, pki: Pki) -> Iterator[tuple[Any, Any]]:
     """Two ends, over each kind of channel."""
-    if request.param == "plain":
-        with plain_pair() as ends:
-            yield ends
-    elif request.param == "TLS in TLS":
-        with tls_pair(pki) as outer, tls_pair(pki, below=lambda: outer) as ends:
-            yield ends
-    else:
-        with tls_pair(pki, version=request.param.lower().replace(" ", "")[3:]) as ends:
-            yield ends
+    with pair_of(request.param, pki) as ends:
+        yield ends
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 from certs import Pki
-from channels import Work, plain_pair, tls_pair
+from channels import Work, pair_of, tls_pair
 from twapi_support import LIMIT
 
 import twapi_tls as tls
@@ -37,15 +37,8 @@ CALLS = ("recv", "recv_into", "send", "sendall")
 @pytest.fixture(params=["plain", "TLS", "TLS in TLS"])
 def pair(request: pytest.FixtureRequest, pki: Pki) -> Iterator[tuple[Any, Any]]:
     """Two ends: one kind goes the direct way, the others never."""
-    if request.param == "plain":
-        with plain_pair() as ends:
-            yield ends
-    elif request.param == "TLS":
-        with tls_pair(pki) as ends:
-            yield ends
-    else:
-        with tls_pair(pki) as outer, tls_pair(pki, below=lambda: outer) as ends:
-            yield ends
+    with pair_of(request.param, pki) as ends:
+        yield ends
 
 
 @pytest.fixture
