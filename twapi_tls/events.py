@@ -70,7 +70,7 @@ def require_loop(loop: asyncio.AbstractEventLoop | None) -> asyncio.AbstractEven
 # What ``Subject._event_rest`` says.
 READABLE = 1  # what is to be read may wait inside, where no descriptor tells
 WRITABLE = 2  # OPEN with no output waiting, or failed
-FAILED = 4  # or its reading side is dead: no descriptor will tell
+FAILED = 4  # failed, or its reading side is dead: no descriptor will tell
 READS = 8  # the channel itself waits for input
 WRITES = 16  # the channel itself waits for room
 

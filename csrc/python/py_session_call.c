@@ -215,7 +215,6 @@ static enum tw_status seal_gathered(struct tw_session *s, struct tw_call *c)
     c->used += taken;
     c->n += made;
     while (st >= 0 && c->used < c->len) {
-
         st = tw_session_write(s, c->src + c->used, c->len - c->used, &taken,
                               &c->err);
         c->used += taken;
