@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -195,6 +196,26 @@ class Plain:
         return sock
 
 
+class Tcp:
+    """The congestion control of the connections that are made here.
+
+    None: the system's own. One that paces (BBR) sends by a timer, and over
+    loopback its interrupts are much of what there is to measure.
+    """
+
+    congestion: str | None = None
+
+    @classmethod
+    def name(cls) -> str:
+        """What is in use ("cubic"), or "" where the system does not tell."""
+        if cls.congestion is not None or sys.platform != "linux":
+            return cls.congestion or ""
+        with socket.socket() as sock:
+            return (
+                sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).strip(b"\0").decode()
+            )
+
+
 def connected_pair() -> tuple[socket.socket, socket.socket]:
     """Two ends of a TCP connection over loopback, without delay."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -202,4 +223,6 @@ def connected_pair() -> tuple[socket.socket, socket.socket]:
         other, _ = listener.accept()
     for sock in (one, other):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if Tcp.congestion is not None and sys.platform == "linux":
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, Tcp.congestion.encode())
     return one, other

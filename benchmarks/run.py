@@ -103,8 +103,9 @@ def markdown(
     same = about["ssl"] == about["engine"]
     against = "" if same else f" (ssl: {about['ssl']})"
     lines = [
-        f"{about['engine']}{against}, {about['suite']}, Python {about['python']}, {about['cpu']}; "
-        f"{about['date']}. Ratio: ours to the peer's, median of the pairs (quartiles).",
+        f"{about['engine']}{against}, {about['suite']}, Python {about['python']}, {about['cpu']}"
+        f"{about['tcp'] and ', TCP ' + about['tcp']}; {about['date']}. Ratio: ours to the peer's, "
+        "median of the pairs (quartiles).",
         "",
         *lines_of(rows),
         "",
@@ -147,6 +148,12 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--suite", choices=sorted(SUITES), default="TLS_AES_128_GCM_SHA256")
     made.add_argument("--tls12", metavar="CIPHER", help="TLS 1.2 with this OpenSSL cipher instead")
+    if sys.platform == "linux":
+        made.add_argument(
+            "--congestion",
+            metavar="NAME",
+            help="TCP's congestion control (cubic) instead of the system's own",
+        )
     made.add_argument("--json", type=Path, metavar="FILE", default=BUILD / "bench.json")
     made.add_argument("--markdown", type=Path, metavar="FILE", default=BUILD / "bench.md")
     made.add_argument(
@@ -192,10 +199,11 @@ def main(arguments: Sequence[str]) -> int:
     import memory_rows
     import socket_rows
     import windows_rows
-    from ends import TLS13, Certificates, Kind, Ours, Ssl
+    from ends import TLS13, Certificates, Kind, Ours, Ssl, Tcp
 
     import twapi_tls
 
+    Tcp.congestion = getattr(options, "congestion", None)
     certificates = Certificates()
     kind = Kind("tls1.2", options.tls12) if options.tls12 else TLS13
     ours, peer = Ours(certificates, kind), Ssl(certificates, kind)
@@ -239,6 +247,7 @@ def main(arguments: Sequence[str]) -> int:
         "suite": suite,
         "python": platform.python_version(),
         "cpu": f"{cpu_name()}, {os.cpu_count()} CPUs",
+        "tcp": Tcp.name(),
         "date": time.strftime("%Y-%m-%d"),
         "records": os.environ.get("TWAPI_TLS_RECORDS", ""),
         "windows": windows.about,

@@ -105,9 +105,11 @@ def one_way(
 ) -> float:
     """MB/s of a sender until the other process has taken all.
 
-    take: puts the other end on its socket; the answer takes ``amount``.
+    Each has a CPU of its own. take: puts the other end on its socket; the
+    answer takes ``amount``.
     """
     one, other = connected_pair()
+    before = affinity()
 
     def receiver(say: Callable[[Any], None], hear: Callable[[], Any]) -> None:
         one.close()
@@ -120,13 +122,17 @@ def one_way(
 
     partner = Partner(receiver)
     other.close()
-    stream = engine.client(one)
-    data = bytes(PIECE)
-    partner.hear()
-    began = time.monotonic()
-    for _ in range(amount // PIECE):
-        stream.sendall(data)
-    ended = float(partner.hear())
+    pin(0)
+    try:
+        stream = engine.client(one)
+        data = bytes(PIECE)
+        partner.hear()
+        began = time.monotonic()
+        for _ in range(amount // PIECE):
+            stream.sendall(data)
+        ended = float(partner.hear())
+    finally:
+        unpin(before)
     partner.say("go")
     partner.end()
     stream.close()
@@ -212,15 +218,20 @@ def receive_run(engine: Engine, amount: int, ours: Ours, cpu: list[float] | None
         pin(1)
         send_sealed(ours, other, amount, isinstance(engine, Plain), say, hear)
 
+    before = affinity()
     partner = Partner(sender)
     other.close()
-    stream = engine.client(one)
-    partner.hear()
-    partner.say("go")
-    began, used = time.monotonic(), time.process_time()
-    receive(stream, amount)
-    ended = time.monotonic()
-    used = time.process_time() - used
+    pin(0)
+    try:
+        stream = engine.client(one)
+        partner.hear()
+        partner.say("go")
+        began, used = time.monotonic(), time.process_time()
+        receive(stream, amount)
+        ended = time.monotonic()
+        used = time.process_time() - used
+    finally:
+        unpin(before)
     partner.say("done")
     partner.end()
     stream.close()
@@ -445,8 +456,10 @@ def send_whole(stream: Any, data: bytes) -> None:
 
 def rows(ours: Ours, peer: Ssl, quick: bool, wanted: Callable[[str], bool]) -> list[Row]:
     """All rows of this file that are wanted."""
-    amount = (48 if quick else 256) << 20
-    sealed = (48 if quick else 192) << 20
+    # Enough to leave the connection's beginning (windows that grow, pages
+    # that a forked process touches first) without weight.
+    amount = (192 if quick else 512) << 20
+    sealed = (128 if quick else 256) << 20
     seconds = 0.4 if quick else 1.5
     pairs = 5 if quick else 15
     plain = Plain()
