@@ -188,6 +188,7 @@ WHEEL_PYTHONS ?= $(shell for v in 3.11 3.12 3.13 3.14; do \
 wheel: bootstrap-test $(STAMPS)/dev
 	$(PIP) install --no-build-isolation --editable '.[cli,test,dev,release]'
 	$(BIN)/check-jsonschema -q --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/zizmor --offline --quiet .github/workflows
 	scripts/wheel $(VPY)
 	scripts/wheel-test dist/*.whl $(WHEEL_PYTHONS)
 	PYTEST_ARGS='tests/test_session.py' scripts/wheel-test dist/*.tar.gz $(firstword $(WHEEL_PYTHONS))
