@@ -30,6 +30,7 @@ from twapi_support import HOST, LIMIT, client_credentials, connect, first, silen
 import twapi_tls as tls
 from twapi_tls.channel import CLOSE_TIMEOUT
 from twapi_tls.streams import QUEUE_LIMIT
+from twapi_tls.transport import wait_fd
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -61,6 +62,22 @@ def test_send_and_recv(pair: tuple[Any, Any]) -> None:
     assert here.recv_into(buffer, 3) == 3
     assert here.recv_into(memoryview(buffer)[3:]) == 1
     assert buffer == b"cdef" + bytes(6)
+
+
+@pytest.mark.parametrize("call", ["send", "sendmsg"])
+def test_a_blocking_send_takes_all(pair: tuple[Any, Any], call: str) -> None:
+    """More than the sockets hold, whatever the channel runs over."""
+    here, there = pair
+    whole = random.Random(1).randbytes(12_000_000)
+    reading = Work(there.read, len(whole))
+    assert (here.send(whole) if call == "send" else here.sendmsg([whole])) == len(whole)
+    assert hashlib.sha256(reading.result()).digest() == hashlib.sha256(whole).digest()
+    there.setblocking(False)
+    assert fill(there) > 0
+    there.settimeout(0.05)
+    with pytest.raises(TimeoutError) as caught:
+        getattr(there, call)(whole if call == "send" else [whole])
+    assert 0 <= getattr(caught.value, "written", 0) < len(whole)
 
 
 def test_sendmsg_of_many_sizes(pair: tuple[Any, Any]) -> None:
@@ -453,6 +470,63 @@ def test_a_signal_handler_that_raises_ends_a_wait(ends: tuple[Any, Any]) -> None
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert here.state == "OPEN"
+
+
+@pytest.mark.parametrize("call", ["sendall", "sendmsg", "sendfile", "flush", "write"])
+def test_a_signal_handler_that_raises_ends_a_wait_to_send(pair: tuple[Any, Any], call: str) -> None:
+    """Ctrl-C on a busy connection: what was taken is told or remembered, so
+    that who goes on loses nothing and sends nothing twice."""
+    import signal
+
+    here, there = pair
+    for channel, option in ((here, socket.SO_SNDBUF), (there, socket.SO_RCVBUF)):
+        with channel._socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, option, 32768)
+    data = b"".join(struct.pack(">I", number) for number in range(200_000))
+    file = io.BytesIO(data)
+    ticks: list[bool] = []
+
+    class Enough(BaseException):
+        pass
+
+    def handler(number: int, frame: object) -> None:
+        """Once the call has been waiting for room for a while."""
+        ticks.append(not wait_fd(here.fileno(), True, 0))
+        if ticks[-3:] == [True] * 3:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            raise Enough
+
+    def send(more: bytes) -> None:
+        if call == "sendmsg":
+            here.sendmsg([more[:1000], more[1000:]])
+        elif call == "sendfile":
+            here.sendfile(file)
+        elif call in ("flush", "write"):
+            here.configure(buffering="full", buffersize=1_000_000)
+            here.write(more)
+            if call == "flush":
+                here.flush()
+            else:
+                here.configure(buffering="none")
+                here.write(b"")
+        else:
+            here.sendall(more)
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        with pytest.raises(Enough) as caught:
+            signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)
+            send(data)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    reading = Work(there.read)
+    if call in ("sendall", "sendmsg"):
+        here.sendall(data[caught.value.written :])
+    elif call == "sendfile":
+        here.sendfile(file)
+    here.close()
+    assert reading.result() == data
 
 
 # --- the buffered stream

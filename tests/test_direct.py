@@ -105,6 +105,25 @@ def test_wrong_arguments_are_refused_either_way(pair: tuple[Any, Any]) -> None:
     assert here.recv(10) == b"kept"
 
 
+@pytest.mark.skipif(
+    sys.version_info < (3, 12), reason="Python objects have buffers from Python 3.12 on (PEP 688)"
+)
+@pytest.mark.parametrize("call", ["recv_into", "send", "sendall"])
+def test_what_a_buffer_raises_is_not_lost(pair: tuple[Any, Any], call: str) -> None:
+    """Asked once, whatever it says: Ctrl-C, say."""
+    here, _ = pair
+    asked: list[int] = []
+
+    class Moody:
+        def __buffer__(self, flags: int) -> memoryview:
+            asked.append(flags)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        getattr(here, call)(Moody())
+    assert len(asked) == 1
+
+
 @pytest.mark.parametrize(
     "data",
     [b"12345678", bytearray(b"12345678"), memoryview(b"012345678")[1:], array.array("Q", [7])],

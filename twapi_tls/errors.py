@@ -7,6 +7,7 @@ The C floor makes ``TLSError`` and its subclasses; failures found above it
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 
 from . import _native
 from ._native import CODES, TLSClosedError, TLSError, TLSTimeoutError
@@ -67,15 +68,23 @@ def timeout_error(what: str) -> TLSTimeoutError:
     return make_error(TLSTimeoutError, f"{what} timed out", errorcode=("TWAPI", "TLS", "TIMEOUT"))
 
 
-def written(error: OSError) -> int:
-    """How many bytes a failed send had taken: never to be given again."""
+def written(error: BaseException) -> int:
+    """How many bytes a send that failed, or was interrupted, had taken: never
+    to be given again."""
     return int(getattr(error, "written", 0))
 
 
-def add_written(error: OSError, before: int) -> None:
+def note_written(error: BaseException, taken: int) -> None:
+    """That a send of ``taken`` bytes ended with ``error``, whatever a call
+    below, whose bytes are others, noted there."""
+    if taken != written(error):
+        with suppress(Exception):  # it may be of the user's own making
+            error.written = taken  # type: ignore[attr-defined]
+
+
+def add_written(error: BaseException, before: int) -> None:
     """Bytes of the same call that earlier sends had taken."""
-    if before:
-        error.written = before + written(error)  # type: ignore[attr-defined]
+    note_written(error, before + written(error))
 
 
 class Deadline:

@@ -201,11 +201,16 @@ class Streams(_native.DirectStream):
     def _slow_send(self, data: Buffer, flags: int) -> int:
         if flags:
             raise ValueError("send() flags are not possible on a channel")
+        view = memoryview(data).cast("B")
         with self._write_lock:
-            return self._send(memoryview(data).cast("B"), self._timeout)
+            if self._timeout == 0:
+                return self._send(view, 0)
+            # Not every transport takes all at once.
+            self._send_all(view, Deadline(self._timeout))
+            return len(view)
 
     def _send(self, view: memoryview, timeout: float | None) -> int:
-        """The write lock is held."""
+        """As many as the transport takes in one go; the write lock is held."""
         deadline = Deadline(timeout)
         if not self._writable_or_queue(deadline):
             return self._enqueue(view)
@@ -262,15 +267,20 @@ class Streams(_native.DirectStream):
         views = [memoryview(buffer).cast("B") for buffer in buffers]
         with self._write_lock:
             deadline = Deadline(self._timeout)
+            waits = self._timeout != 0
             sent = 0
             for piece in gathered(views):
                 try:
-                    n = self._send(piece, deadline.left())
+                    if waits:
+                        self._send_all(piece, deadline)
+                        n = len(piece)
+                    else:
+                        n = self._send(piece, 0)
                 except BlockingIOError:
                     if sent:
                         break
                     raise
-                except OSError as error:
+                except BaseException as error:
                     add_written(error, sent)
                     raise
                 sent += n
@@ -308,7 +318,7 @@ class Streams(_native.DirectStream):
                 for block in blocks_of(file, count):
                     try:
                         self._send_all(block, Deadline(self._timeout))
-                    except OSError as error:
+                    except BaseException as error:
                         sent += written(error)
                         raise
                     sent += len(block)
@@ -323,7 +333,7 @@ class Streams(_native.DirectStream):
                 sent += self._send(view[sent:], deadline.left())
             except BlockingIOError:
                 raise would_block(sent) from None
-            except OSError as error:
+            except BaseException as error:
                 add_written(error, sent)
                 raise
             if sent >= len(view):
@@ -349,14 +359,14 @@ class Streams(_native.DirectStream):
         """Sends what was written; True once all of it is gone.
 
         The write lock is held. What was sent leaves the queue even if a
-        later part fails or times out.
+        later part fails, times out or is interrupted.
         """
         transport = self._transport()
         while self._queue:
             chunk = bytes(self._queue[: 1 << 18])
             try:
                 n = transport.send(chunk, deadline.left())
-            except OSError as error:
+            except BaseException as error:
                 del self._queue[: written(error)]
                 raise
             del self._queue[:n]

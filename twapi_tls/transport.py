@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from . import _native
-from .errors import Deadline, closed_error
+from .errors import Deadline, closed_error, note_written, written
 
 TYPE_CHECKING = False
 
@@ -412,8 +412,8 @@ class Pump:
                 return self.transport.flush(deadline.left())
             try:
                 n = self.transport.send(self._out, deadline.left())
-            except OSError as error:
-                self._out = self._out[int(getattr(error, "written", 0)) :]
+            except BaseException as error:
+                self._out = self._out[written(error) :]
                 raise
             if not n and timeout == 0:
                 return False
@@ -497,9 +497,8 @@ class Pump:
                             if not moved or self.session.pending():
                                 self._pull(deadline.left())
                 self._push(deadline.left())
-            except OSError as error:
-                if sent and isinstance(error, TimeoutError):
-                    error.written = sent  # type: ignore[attr-defined]
+            except BaseException as error:
+                note_written(error, sent)
                 raise
         return sent
 

@@ -161,6 +161,19 @@ static PyObject *take_exception(void)
     return exc;
 }
 
+/* The buffer of what is no ordinary argument: true if Python is to say so,
+   which it does better. What else was raised (a signal's handler may have
+   run in __buffer__) stays. */
+static bool is_no_buffer(void)
+{
+    if (PyErr_ExceptionMatches(PyExc_TypeError)
+        || PyErr_ExceptionMatches(PyExc_BufferError)) {
+        PyErr_Clear();
+        return true;
+    }
+    return false;
+}
+
 /* Gives it back. */
 static void put_exception(PyObject *exc)
 {
@@ -222,7 +235,11 @@ static enum tw_outcome note_read(PyObject *obj, enum tw_outcome outcome)
         (void)raise_blocked(self);
         return TW_GOT_ERROR;
     default:
-        return read_failed(obj) == 0 ? TW_GOT_END : TW_GOT_ERROR;
+        if (read_failed(obj) < 0) {
+            return TW_GOT_ERROR;
+        }
+        set_flags(self, BLOCKED, 0);
+        return TW_GOT_END;
     }
 }
 
@@ -307,7 +324,8 @@ static PyObject *send_in_turn(PyObject *obj, PyObject *data,
     return result;
 }
 
-/* False: not the ordinary case after all, and nothing was done. */
+/* False: not the ordinary case after all, and nothing was done. *result is
+   what the call gives, NULL with an exception. */
 static bool send_directly(PyObject *obj, PyObject *data, enum rest rest,
                           PyObject **result)
 {
@@ -315,12 +333,11 @@ static bool send_directly(PyObject *obj, PyObject *data, enum rest rest,
     bool done = false;
     Py_buffer view;
 
+    *result = NULL;
     if (PyObject_GetBuffer(data, &view, PyBUF_SIMPLE) < 0) {
-        PyErr_Clear(); /* Python says it better */
-        return false;
+        return !is_no_buffer();
     }
     if (view.len != 0) {
-        *result = NULL;
         done = tw_turn_take(self->slots[WRITERS], TW_FOREVER) < 0;
         if (!done) {
             done = sends_directly(self); /* still? */
@@ -434,8 +451,8 @@ static PyObject *direct_recv_into(PyObject *obj, PyObject *const *args,
             if (ordinary) {
                 return result;
             }
-        } else {
-            PyErr_Clear(); /* Python says it better */
+        } else if (!is_no_buffer()) {
+            return NULL;
         }
     }
     return call_slow(obj, &sig, args, count, kwnames, TW_SLOW_RECV_INTO);
