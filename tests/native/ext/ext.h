@@ -16,6 +16,7 @@
 #define TW_TESTS_EXT_H
 
 #define PY_SSIZE_T_CLEAN
+#include <pyconfig.h> /* says whether there is a GIL */
 #if !defined(Py_LIMITED_API) && !defined(Py_GIL_DISABLED)
 #define Py_LIMITED_API 0x030B0000
 #endif
@@ -36,6 +37,8 @@ struct ext_engine {
 };
 extern const struct ext_engine ext_engine;
 
+/* The module of this definition; it needs no GIL: a test is one thread. */
+PyObject *ext_module_new(struct PyModuleDef *definition);
 /* Each adds its functions and types; 0, or -1 with an exception. */
 int ext_add_floors(PyObject *module);
 int ext_add_alloc(PyObject *module);

@@ -14,7 +14,7 @@ static struct PyModuleDef definition = {
 
 PyMODINIT_FUNC PyInit__testnative(void)
 {
-    PyObject *module = PyModule_Create(&definition);
+    PyObject *module = ext_module_new(&definition);
 
     if (module != NULL
         && (ext_add_floors(module) != 0 || ext_add_alloc(module) != 0

@@ -1,6 +1,19 @@
 /* What the files of an extension for tests share. */
 #include "ext.h"
 
+PyObject *ext_module_new(struct PyModuleDef *definition)
+{
+    PyObject *module = PyModule_Create(definition);
+
+#ifdef Py_GIL_DISABLED
+    if (module != NULL
+        && PyUnstable_Module_SetGIL(module, Py_MOD_GIL_NOT_USED) != 0) {
+        Py_CLEAR(module);
+    }
+#endif
+    return module;
+}
+
 PyTypeObject *ext_add_type(PyObject *module, PyType_Spec *spec,
                            const char *name)
 {

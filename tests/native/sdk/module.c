@@ -61,7 +61,7 @@ static struct PyModuleDef definition = {
 
 PyMODINIT_FUNC PyInit__testschannel(void)
 {
-    PyObject *module = PyModule_Create(&definition);
+    PyObject *module = ext_module_new(&definition);
 
     tw_script_contexts(tw_sdk_context_new);
     if (module != NULL
