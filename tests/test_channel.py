@@ -9,6 +9,7 @@ import gc
 import hashlib
 import io
 import random
+import select
 import selectors
 import socket
 import ssl
@@ -1190,11 +1191,14 @@ def test_ragged_eof_of_recv_into(pki: Pki) -> None:
         assert here.recv_into(bytearray(10)) == 0
 
 
+NOBODYS = b"\x17\x03\x03\x00\x20" + bytes(32)
+
+
 def damage(channel: Any) -> None:
     """A record that nobody can have sent, past the channel."""
     sock = socket.socket(fileno=channel.fileno())
     try:
-        sock.sendall(b"\x17\x03\x03\x00\x20" + bytes(32))
+        sock.sendall(NOBODYS)
     finally:
         sock.detach()
 
@@ -1237,6 +1241,53 @@ def test_read_gives_good_data_before_a_bad_record(pki: Pki) -> None:
         assert here.read(100) == b"good"
         with pytest.raises(tls.TLSError):
             here.read(100)
+
+
+def second_handle(channel: Any) -> socket.socket:
+    """The channel's socket once more, for what goes past TLS."""
+    sock = socket.socket(fileno=channel.fileno())
+    try:
+        return sock.dup()
+    finally:
+        sock.detach()
+
+
+def to_the_end(sock: socket.socket) -> bytes:
+    sock.settimeout(LIMIT)
+    return b"".join(iter(lambda: sock.recv(65536), b""))
+
+
+@pytest.mark.parametrize("version", ["1.2", "1.3"])
+def test_a_peer_that_sent_more_can_read_our_alert(pki: Pki, version: str) -> None:
+    """Closing with bytes unread would reset the connection under the alert."""
+    with tls_pair(pki, version=version) as (here, there), second_handle(there) as beneath:
+        there.sendall(b"good")
+        assert here.recv(4) == b"good"
+        here.setblocking(False)
+        beneath.sendall(NOBODYS + bytes(40_000))  # more than is received at once
+        assert select.select([here], [], [], LIMIT)[0]
+        with pytest.raises(tls.TLSError):
+            here.recv(10)
+        assert here.fileno() == -1
+        assert to_the_end(beneath)
+
+
+@pytest.mark.parametrize("version", ["1.2", "1.3"])
+def test_a_peer_that_sends_on_can_read_our_alert(pki: Pki, version: str) -> None:
+    """Who may wait gives it half a second to finish and to hang up."""
+    with tls_pair(pki, version=version) as (here, there), second_handle(there) as beneath:
+
+        def send_then_read() -> bytes:
+            with there, beneath:
+                beneath.sendall(NOBODYS + bytes(4_000_000))
+                answer = to_the_end(beneath)
+                there.abort()
+                return answer
+
+        peer = Work(send_then_read)
+        with pytest.raises(tls.TLSError):
+            here.recv(10)
+        assert peer.result()
 
 
 def reset(channel: Any) -> None:

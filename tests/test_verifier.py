@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import select
 import socket
 import ssl
 import threading
@@ -622,3 +623,31 @@ def test_closing_while_a_verifier_is_awaited_cancels_it(pki: Pki) -> None:
         assert len(asyncio.all_tasks()) <= 2  # ours: run() and its wait_for
 
     run(main())
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize(
+    "peer", [peers.openssl_client, peers.gnutls_client], ids=["openssl", "gnutls"]
+)
+def test_a_refused_client_that_sends_a_lot_reads_why(pki: Pki, peer: Any) -> None:
+    """In TLS 1.3 it sends before it is judged, and must not be reset for it."""
+    with socket.create_server((HOST, 0)) as listener:
+        listener.settimeout(LIMIT)
+
+        def verify(channel: Any, context: Any) -> bool:
+            assert select.select([channel], [], [], LIMIT)[0]  # it has sent
+            return False
+
+        def serve() -> None:
+            plain, _ = listener.accept()
+            plain.settimeout(LIMIT)
+            creds = server_credentials(pki.server)
+            tls.starttls(plain, server=True, credentials=creds, verifier=verify)
+
+        refusing = Work(serve)
+        port = listener.getsockname()[1]
+        with peer(port, ca=pki.root, version="1.3") as client:
+            sending = Work(client.send, bytes(4_000_000))
+            assert isinstance(refusing.error(), tls.TLSError)
+            client.expect(rb"(?i)alert")
+            sending.wait()

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     CredentialsChooser = Callable[[str, list[bytes], list[int]], Credentials]
 
 GRACE = 0.2  # seconds
+PATIENCE = 0.5  # seconds that the peer has for our alert
 
 
 class TlsChannel(Channel):
@@ -482,13 +483,24 @@ class TlsChannel(Channel):
             if self._io is not None:
                 # A transport whose close() raises must not hide the cause.
                 with suppress(Exception):
-                    self._close_io(self._io, 0.0, False)
+                    self._close_io(self._io, self._patience(), False)
             else:
                 self._session.close(0.0, False)
         connector, self._connector = self._connector, None
         if connector is not None:
             connector.cancel()
         self._free_credentials()
+
+    def _patience(self) -> float:
+        """Seconds to wait for a peer that may be sending to read our alert.
+
+        A server in a handshake is not: it waits for its client. Where an
+        event loop runs nothing waits.
+        """
+        mute = self._role == "client" and not self._opened
+        if mute or self._timeout == 0 or running_loop() is not None:
+            return 0.0
+        return min(PATIENCE, self._timeout or PATIENCE)
 
     def _close_io(self, io_: ByteTransport, timeout: float, graceful: bool) -> None:
         asker = self._asker

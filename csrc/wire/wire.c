@@ -60,6 +60,10 @@
 #define SPIN_MAX INT64_C(50000)
 /* ns: how long a refused peer may take to read its alert */
 #define LINGER INT64_C(500000000)
+/* Bytes of it that closing reads and drops: those that are there, those that
+   come while it lingers. */
+#define DRAIN_NOW ((size_t)1024 * 1024)
+#define DRAIN_MAX ((size_t)64 * 1024 * 1024)
 
 #define CLOSING 1L /* in tw_wire.gate: tw_wire_close was called */
 #define USER 2L    /* the same: one call inside */
@@ -862,41 +866,37 @@ enum tw_status tw_wire_shutdown_write(struct tw_wire *w, int64_t deadline,
 
 /*
  * Reads and drops what the peer has sent: close() with bytes unread makes
- * the system send RST, and RST makes the peer's system drop our last bytes
- * before the peer has read them. Without waiting, save for a peer that we
- * refused: it gets a moment to read its alert and hang up.
+ * the system send RST, as it does for bytes that come after, and RST makes
+ * the peer's system drop our last bytes before the peer has read them. What
+ * is there goes without waiting; for more, and for the peer to hang up, it
+ * waits until `deadline` (RFC 9112, 9.6, has servers do as much).
  */
 static void drain(struct tw_wire *w, int64_t deadline)
 {
-    uint8_t waste[4096];
-    int rounds;
+    uint8_t waste[16 * 1024];
+    size_t left = deadline == TW_NO_WAIT ? DRAIN_NOW : DRAIN_MAX;
 
     if (!tw_lock_try(&w->reader)) {
         return;
     }
-    for (rounds = 0; rounds < 256; rounds++) {
+    while (left > 0) {
+        size_t room = left < sizeof(waste) ? left : sizeof(waste);
+        enum tw_status st;
         int os = 0;
-        long got = tw_socket_recv(w->fd, waste, sizeof(waste), &os);
+        long got = tw_socket_recv(w->fd, waste, room, &os);
 
-        if (got == 0 || got == TW_IO_ERROR) {
+        if (got > 0) {
+            left -= (size_t)got;
+            continue;
+        }
+        if (got == 0 || got == TW_IO_ERROR || deadline == TW_NO_WAIT) {
             break;
         }
-        if (got < 0 && deadline == TW_NO_WAIT) {
+        st = wait_for(w, w->fd, false, deadline, -1, NULL);
+        if (st != TW_DONE && st != TW_E_INTERRUPTED) {
             break;
-        }
-        while (got < 0) {
-            enum tw_status st =
-                wait_for(w, w->fd, false, deadline, -1, NULL);
-
-            if (st == TW_DONE) {
-                break;
-            }
-            if (st != TW_E_INTERRUPTED) {
-                goto done;
-            }
         }
     }
-done:
     tw_lock_release(&w->reader);
 }
 
@@ -949,11 +949,9 @@ void tw_wire_close(struct tw_wire *w, int64_t deadline, bool graceful)
     if (enter(w, NULL) != TW_DONE) {
         return;
     }
-    if (graceful) {
+    if (graceful
+        || (is_alone(w) && tw_session_state(w->session) == TW_FAILED)) {
         say_goodbye(w, deadline);
-    } else if (is_alone(w)
-               && tw_session_state(w->session) == TW_FAILED) {
-        (void)nudge(w);
     }
     if ((tw_count_or(&w->gate, CLOSING) & ~CLOSING) != USER) {
         /* Wakes who waits. Not done without need: in a forked child it

@@ -54,8 +54,10 @@ enum tw_status tw_wire_flush(struct tw_wire *, int64_t deadline,
 /* close_notify, then FIN: reading goes on. Idempotent. */
 enum tw_status tw_wire_shutdown_write(struct tw_wire *, int64_t deadline,
                                       struct tw_error *err);
-/* Full close: close_notify best effort within the deadline, then close.
-   linger false: at once, nothing sent but an alert that already waits. */
+/* Full close: close_notify best effort within the deadline, then close. Not
+   graceful: at once and without a word. A session that has failed sends the
+   alert that waits either way, and its peer has until the deadline, half a
+   second at most, to read it and hang up. */
 void tw_wire_close(struct tw_wire *, int64_t deadline, bool graceful);
 /* Would tw_wire_recv say something, without waiting? Takes from the socket
    what is there and opens records until one has data; none is consumed. */
