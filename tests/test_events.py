@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import importlib.util
 import selectors
@@ -892,6 +893,42 @@ def test_the_selecting_thread_ends(how: str) -> None:
             thread.join(0.05)
         assert not thread.is_alive()
         assert how == "forgotten" or pollers._pollers[0]._thread is None
+
+
+@pytest.mark.parametrize("lacking", ["descriptors", "threads"])
+def test_what_the_selecting_thread_lacks_is_told_and_no_more(
+    lacking: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next call tries again, for what was refused too."""
+    heard: list[bytes] = []
+    loop = new_deaf_loop()
+    poller = poller_of(loop)
+    one, other = socket.socketpair()
+
+    def refuse(*_: Any) -> Any:
+        raise OSError(errno.EMFILE, "none") if lacking == "descriptors" else RuntimeError("none")
+
+    def hear(sock: socket.socket) -> None:
+        heard.append(sock.recv(1))
+        poller.remove_reader(sock.fileno())
+        if len(heard) == 2:
+            loop.stop()
+
+    with one, other:
+        with monkeypatch.context() as patched:
+            if lacking == "descriptors":
+                patched.setattr("twapi_tls.pollers.socket.socketpair", refuse)
+            else:
+                patched.setattr(threading.Thread, "start", refuse)
+            with pytest.raises((OSError, RuntimeError), match="none"):
+                poller.add_reader(one.fileno(), lambda: hear(one))
+        loop.call_later(LIMIT, loop.stop)
+        poller.add_reader(other.fileno(), lambda: hear(other))
+        one.send(b"x")
+        other.send(b"x")
+        loop.run_forever()
+        loop.close()
+    assert heard == [b"x", b"x"]
 
 
 @pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt])

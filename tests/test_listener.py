@@ -555,6 +555,40 @@ def test_a_lone_client_needs_no_thread(pki: Pki, monkeypatch: pytest.MonkeyPatch
     assert seen == [[], [], []]
 
 
+def test_a_crowd_while_no_thread_can_be_had(pki: Pki, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop steps them itself, and has threads again once there are some."""
+    monkeypatch.setattr("twapi_tls.pool.cores", lambda: 2)
+    start = threading.Thread.start
+    none_left = True
+    seen: list[int] = []
+
+    def start_perhaps(thread: threading.Thread) -> None:
+        if none_left and thread.name == "twapi_tls handshakes":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    def callback(channel: tls.TlsChannel, address: str, port: int) -> None:
+        seen.append(len(stepping_threads()))
+        answer(channel, address, port)
+
+    async def main() -> None:
+        nonlocal none_left
+        with listen(pki, callback) as listener, contextlib.ExitStack() as stack:
+            port = listener.getsockname()[1]
+            for _ in range(2):
+                stack.enter_context(socket.create_connection((HOST, port), LIMIT))
+            await until(lambda: len(listener._unfinished) == 2)
+            for _ in range(2):
+                asked = (asyncio.to_thread(ask, port, pki) for _ in range(4))
+                assert await asyncio.gather(*asked) == [b"enil"] * 4
+                none_left = False
+
+    monkeypatch.setattr(threading.Thread, "start", start_perhaps)
+    asyncio.run(main())
+    assert seen[:4] == [0] * 4
+    assert max(seen[4:]) > 0
+
+
 @pytest.mark.parametrize("cores", [1, 2])
 @pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, new_deaf_loop])
 def test_handshakes_that_outlive_their_loop(

@@ -138,25 +138,34 @@ class ThreadPoller:
             if self._busy:
                 self._wake()
                 return
-            self._busy = True
-            self._job = ([*self._readers.keys() - self._paused], list(self._writers))
             if self._thread is None:
                 self._start()
+            self._busy = True
+            self._job = ([*self._readers.keys() - self._paused], list(self._writers))
             self._condition.notify()
 
     def _start(self) -> None:
-        self._waker, sleeper = socket.socketpair()
-        self._waker.setblocking(False)
+        """Starts the thread; the condition is held. OSError, RuntimeError if
+        there is no descriptor or thread to be had: then all is as before, and
+        the next offer tries again."""
+        waker, sleeper = socket.socketpair()
+        waker.setblocking(False)
         sleeper.setblocking(False)
-        # A poller that is collected wakes its thread by this.
-        self._hang_up = weakref.finalize(self, self._waker.close)
-        self._thread = threading.Thread(
+        thread = threading.Thread(
             target=ThreadPoller._run,
             args=(weakref.ref(self), sleeper),
             name="twapi_tls selector",
             daemon=True,
         )
-        self._thread.start()
+        try:
+            thread.start()
+        except BaseException:
+            waker.close()
+            sleeper.close()
+            raise
+        self._thread, self._waker = thread, waker
+        # A poller that is collected wakes its thread by this.
+        self._hang_up = weakref.finalize(self, waker.close)
 
     def _next_job(self) -> tuple[list[int], list[int]] | None:
         """What to select on; None: the thread has to end, and is forgotten."""

@@ -39,15 +39,28 @@ class StepPool:
         self._threads = 0
 
     def submit(self, job: Callable[[], object]) -> None:
-        """Has a thread call ``job``, which must not raise."""
+        """Has a thread call ``job``, which must not raise.
+
+        Where no thread can be had and none is there, it is called here.
+        """
         with self._lock:
             self._waiting += 1
-            more = self._waiting > self._idle and self._threads < self._size
-            if more:
-                self._threads += 1
-        self._work.put(job)
-        if more:
+            if self._waiting > self._idle and self._threads < self._size:
+                self._threads += self._start()
+            alone = not self._threads
+            self._waiting -= alone
+        if alone:
+            job()
+        else:
+            self._work.put(job)
+
+    def _start(self) -> bool:
+        """Starts a thread; False: there is none to be had now."""
+        try:
             threading.Thread(target=self._run, name="twapi_tls handshakes", daemon=True).start()
+        except RuntimeError:
+            return False
+        return True
 
     def _run(self) -> None:
         while True:
