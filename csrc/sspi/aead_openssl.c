@@ -271,11 +271,12 @@ static bool prove(enum tw_aead aead)
     return good;
 }
 
+static const char *const names[4] = {
+    NULL, "AES-128-GCM", "AES-256-GCM", "ChaCha20-Poly1305",
+};
+
 bool tw_aead_set_up(void)
 {
-    static const char *const names[4] = {
-        NULL, "AES-128-GCM", "AES-256-GCM", "ChaCha20-Poly1305",
-    };
     bool good = true;
 
     for (int i = 1; good && i < 4; i++) {
@@ -289,4 +290,23 @@ bool tw_aead_set_up(void)
     }
     ERR_clear_error();
     return good;
+}
+
+bool tw_aead_in_force(void)
+{
+    bool same = true;
+
+    for (int i = 1; same && i < 4; i++) {
+        EVP_CIPHER *now;
+
+        if (!aeads[i].cipher) {
+            continue;
+        }
+        now = EVP_CIPHER_fetch(NULL, names[i], NULL);
+        same = now
+               && EVP_CIPHER_get0_provider(now)
+                      == EVP_CIPHER_get0_provider(aeads[i].cipher);
+        EVP_CIPHER_free(now);
+    }
+    return same;
 }

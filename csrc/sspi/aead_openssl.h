@@ -23,6 +23,9 @@ enum tw_aead { TW_AEAD_NONE, TW_AEAD_AES128, TW_AEAD_AES256,
 /* Fetches them all and proves each against EVP. Once, before all else;
    false: there is no AES-GCM, or something is not as it has to be. */
 bool tw_aead_set_up(void);
+/* Would they be of the same providers if they were fetched now? A program
+   may switch FIPS mode on, or load a provider that is preferred. */
+bool tw_aead_in_force(void);
 /* Is there this one? (In FIPS mode no ChaCha20.) */
 bool tw_aead_known(enum tw_aead aead);
 size_t tw_aead_key_length(enum tw_aead aead);

@@ -26,7 +26,8 @@
 
 struct note {
     uint8_t key[KEY_LEN];
-    time_t from, until;    /* the path is valid, both included */
+    time_t from, until;    /* the path is valid from the one on, up to the
+                              other, as for X509_verify_cert */
     STACK_OF(X509) *above; /* owned; NULL: no note */
 };
 
@@ -109,7 +110,7 @@ bool tw_trial_recall(struct tw_trial *t)
     }
     tw_lock_acquire(&memory.lock);
     note = find_lock_held(key);
-    if (note != NULL && note->from <= t->now && t->now <= note->until) {
+    if (note != NULL && note->from <= t->now && t->now < note->until) {
         path = X509_chain_up_ref(note->above);
     }
     tw_lock_release(&memory.lock);

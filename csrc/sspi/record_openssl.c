@@ -762,7 +762,27 @@ static void prove(void)
              && pthread_atfork(before_fork, after_fork, after_fork) == 0;
 }
 
+/* Would the key schedule's functions be of the same providers now? */
+static bool schedule_in_force(void)
+{
+    EVP_KDF *now[2] = { EVP_KDF_fetch(NULL, OSSL_KDF_NAME_HKDF, NULL),
+                        EVP_KDF_fetch(NULL, OSSL_KDF_NAME_TLS1_PRF, NULL) };
+    bool same = now[0] && now[1]
+                && EVP_KDF_get0_provider(now[0])
+                       == EVP_KDF_get0_provider(hkdf)
+                && EVP_KDF_get0_provider(now[1])
+                       == EVP_KDF_get0_provider(prf);
+
+    EVP_KDF_free(now[0]);
+    EVP_KDF_free(now[1]);
+    return same;
+}
+
 bool tw_records_usable(void)
 {
-    return CRYPTO_THREAD_run_once(&once, prove) && usable;
+    bool good = CRYPTO_THREAD_run_once(&once, prove) && usable
+                && tw_aead_in_force() && schedule_in_force();
+
+    ERR_clear_error();
+    return good;
 }

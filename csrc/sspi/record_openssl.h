@@ -66,7 +66,8 @@ enum tw_fault {
 int tw_fault_alert(enum tw_fault);
 
 /* Does the engine work here? Runs its self-test once: key schedule and
-   records against known answers. False: keep to the SSL object. */
+   records against known answers. And is what it was proved with still what
+   OpenSSL would choose? False: keep to the SSL object. */
 bool tw_records_usable(void);
 
 /*

@@ -259,6 +259,13 @@ static void test_remembered(X509 *root, EVP_PKEY *root_key, EVP_PKEY *key)
     CHECK(!recalled(leaf, anchor, now + 110));
     CHECK(recalled(leaf, anchor, now - 90));
     CHECK(!recalled(leaf, anchor, now - 110));
+    /* for exactly as long as X509_verify_cert would say yes */
+    for (i = -105; i <= 105; i++) {
+        time_t when = now + i;
+        CHECK(recalled(leaf, anchor, when)
+              == (X509_cmp_time(X509_get0_notBefore(leaf), &when) < 0
+                  && X509_cmp_time(X509_get0_notAfter(leaf), &when) > 0));
+    }
     CHECK(!recalled(leaf, tw_openssl_new_edition(), now));
     CHECK(!recalled(other, anchor, now));
 

@@ -7,8 +7,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
+#include <openssl/core_dispatch.h>
+#include <openssl/err.h>
 #include <openssl/evp.h>
+#include <openssl/provider.h>
 
 #include "sspi/record_openssl.h"
 
@@ -559,11 +564,93 @@ static void test_desk_grows(void)
     free(ends);
 }
 
+/* --- a provider that comes later --- */
+
+static OSSL_PROVIDER *real;
+static int offered; /* the operation in which "other" has an algorithm */
+
+/* One algorithm, as the default provider makes it. */
+static const OSSL_ALGORITHM *query(void *provctx, int operation,
+                                   int *no_cache)
+{
+    static OSSL_ALGORITHM found[2];
+    const char *name = operation == OSSL_OP_KDF ? "HKDF" : "AES-256-GCM";
+    const OSSL_ALGORITHM *at;
+
+    (void)provctx;
+    *no_cache = 0;
+    if (operation != offered) {
+        return NULL;
+    }
+    at = OSSL_PROVIDER_query_operation(real, operation, no_cache);
+    while (at->algorithm_names != NULL
+           && strstr(at->algorithm_names, name) == NULL) {
+        at++;
+    }
+    found[0] = *at;
+    found[0].property_definition = "provider=other";
+    return found;
+}
+
+static int start(const OSSL_CORE_HANDLE *handle, const OSSL_DISPATCH *in,
+                 const OSSL_DISPATCH **out, void **provctx)
+{
+    static const OSSL_DISPATCH slots[] = {
+        { OSSL_FUNC_PROVIDER_QUERY_OPERATION, (void (*)(void))query },
+        { 0, NULL },
+    };
+
+    (void)handle;
+    (void)in;
+    *out = slots;
+    *provctx = OSSL_PROVIDER_get0_provider_ctx(real);
+    return 1;
+}
+
+/* What a program chooses after the engine was set up holds for records as
+   well, be it FIPS mode or a provider that is preferred: they are the SSL
+   object's then. */
+static void test_chosen_later(int operation)
+{
+    OSSL_PROVIDER *other;
+
+    offered = operation;
+    real = OSSL_PROVIDER_load(NULL, "default");
+    CHECK(real != NULL && OSSL_PROVIDER_add_builtin(NULL, "other", start));
+    other = OSSL_PROVIDER_load(NULL, "other");
+    CHECK(other != NULL && tw_records_usable());
+    CHECK(EVP_set_default_properties(NULL, "?provider=other"));
+    CHECK(!tw_records_usable());
+    CHECK(EVP_set_default_properties(NULL, "fips=yes"));
+    CHECK(!tw_records_usable() && ERR_peek_error() == 0);
+    CHECK(EVP_set_default_properties(NULL, NULL));
+    CHECK(tw_records_usable());
+}
+
+/* In processes of their own, for it changes the default context. */
+static void test_choices(void)
+{
+    static const int operations[] = { OSSL_OP_CIPHER, OSSL_OP_KDF };
+
+    for (size_t i = 0; i < 2; i++) {
+        pid_t child = fork();
+        int status = -1;
+
+        if (child == 0) {
+            test_chosen_later(operations[i]);
+            exit(0);
+        }
+        CHECK(child > 0 && waitpid(child, &status, 0) == child
+              && status == 0);
+    }
+}
+
 int main(void)
 {
     memset(secret_a, 0xa1, sizeof(secret_a));
     memset(secret_b, 0xb2, sizeof(secret_b));
     CHECK(tw_records_usable());
+    test_choices();
     test_rfc8448();
     test_rfc8448_finished();
     for (size_t i = 0; i < 3; i++) {
