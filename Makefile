@@ -147,10 +147,10 @@ sanitized: bootstrap-test $(STAMPS)/native
 		$(VPY) tests/native/setup.py -q build_ext --force
 
 # $(1): what the sanitizers are told; $(2): the tests.
-sanitized-pytest = PYTHONPATH=$(CURDIR)/$(SANITIZED) PYTHONSAFEPATH=1 PYTHONMALLOC=malloc $(1) \
+sanitized-python = PYTHONPATH=$(CURDIR)/$(SANITIZED) PYTHONSAFEPATH=1 PYTHONMALLOC=malloc $(1) \
 	TWAPI_TLS_SANITIZED=1 TWAPI_TLS_TESTNATIVE=build/sanitize/testnative \
-	LD_PRELOAD="$(if $(findstring address,$(SANITIZERS)),$(RUNTIME))" \
-		$(VPY) -m pytest -p no:cacheprovider --timeout 300 $(2) $(PYTEST_ARGS)
+	LD_PRELOAD="$(if $(findstring address,$(SANITIZERS)),$(RUNTIME))" $(VPY)
+sanitized-pytest = $(sanitized-python) -m pytest -p no:cacheprovider --timeout 300 $(2) $(PYTEST_ARGS)
 
 # Both record paths, as in make test.
 NO_LEAKS := ASAN_OPTIONS=detect_leaks=0:abort_on_error=0 UBSAN_OPTIONS=print_stacktrace=1
@@ -162,9 +162,15 @@ sanitize: sanitized
 # that drive the C floors hardest.
 LEAK_TESTS = $(addprefix tests/test_, session_scripted.py schannel_scripted.py provider_contract.py \
 	session.py adversary.py record.py hello.py wire.py)
-LEAKS := ASAN_OPTIONS=detect_leaks=1:malloc_context_size=5 \
+# intercept_tls_get_addr=0: before LLVM 15 and GCC 13 the run time takes a loaded
+# module's thread-local block of 48 bytes or less that begins 16 bytes into a page
+# for an old C library's, reads bounds for it where there are none, and the check
+# ends with "Tracer caught signal 11" (one run in sixty). Without it such a block
+# is an ordinary allocation.
+LEAKS := ASAN_OPTIONS=detect_leaks=1:malloc_context_size=3:intercept_tls_get_addr=0 \
 	LSAN_OPTIONS=suppressions=tests/native/lsan.supp:print_suppressions=0
 leaks: sanitized
+	$(call sanitized-python,$(LEAKS)) tests/native/leak.py 2>&1 | grep 'LeakSanitizer: detected memory leaks'
 	TWAPI_TLS_RECORDS=openssl $(call sanitized-pytest,$(LEAKS),-q $(filter $(RECORD_TESTS),$(LEAK_TESTS)))
 	$(call sanitized-pytest,$(LEAKS),$(LEAK_TESTS))
 
