@@ -224,7 +224,7 @@ def serve_client(
             started.append(peer)
             ready.set()
             assert facts_protocol(served.result()) == version
-            outcome = served.result()
+            outcome = served.result(ROUNDS * PATIENCE)
             if isinstance(outcome, BaseException):
                 raise outcome
 

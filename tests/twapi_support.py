@@ -139,12 +139,12 @@ class Served:
     def report(self, value: Any) -> None:
         self._reports.put(value)
 
-    def result(self) -> Any:
-        """The next report; fails the test if none comes."""
+    def result(self, limit: float = LIMIT) -> Any:
+        """The next report; fails the test if none comes within so many seconds."""
         try:
-            return self._reports.get(timeout=LIMIT)
+            return self._reports.get(timeout=limit)
         except queue.Empty:
-            pytest.fail(f"the server reported nothing within {LIMIT:g} s")
+            pytest.fail(f"the server reported nothing within {limit:g} s")
 
     def nothing_more(self) -> bool:
         return self._reports.empty()
