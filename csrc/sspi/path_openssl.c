@@ -16,7 +16,10 @@
  * take the place of the oldest.
  */
 
+#include <pthread.h>
 #include <string.h>
+
+#include <openssl/crypto.h>
 
 #include "sspi/cert_openssl.h"
 
@@ -33,19 +36,34 @@ struct note {
 
 static struct {
     struct tw_lock lock; /* around all below */
-    uint64_t edition;    /* the last that was given out */
     size_t next;         /* the oldest note */
     struct note notes[NOTES];
 } memory = {.lock = TW_LOCK_READY};
 
+/* A fork leaves the child the lock free and the notes whole, whatever other
+   threads were about. */
+static CRYPTO_ONCE once = CRYPTO_ONCE_STATIC_INIT;
+
+static void before_fork(void)
+{
+    tw_lock_acquire(&memory.lock);
+}
+
+static void after_fork(void)
+{
+    tw_lock_release(&memory.lock);
+}
+
+static void mind_forks(void)
+{
+    (void)pthread_atfork(before_fork, after_fork, after_fork);
+}
+
 uint64_t tw_openssl_new_edition(void)
 {
-    uint64_t edition;
+    static _Atomic uint64_t last;
 
-    tw_lock_acquire(&memory.lock);
-    edition = ++memory.edition;
-    tw_lock_release(&memory.lock);
-    return edition;
+    return ++last;
 }
 
 static bool add_certificate(EVP_MD_CTX *ctx, X509 *x509)
@@ -105,7 +123,8 @@ bool tw_trial_recall(struct tw_trial *t)
     STACK_OF(X509) *path = NULL;
     struct note *note;
 
-    if (!may_remember(t) || !make_key(t, key)) {
+    if (!may_remember(t) || !make_key(t, key)
+        || !CRYPTO_THREAD_run_once(&once, mind_forks)) {
         return false;
     }
     tw_lock_acquire(&memory.lock);

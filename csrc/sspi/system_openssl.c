@@ -12,6 +12,7 @@
 #endif
 
 #include <dirent.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -33,9 +34,21 @@ static struct {
 
 static CRYPTO_ONCE roots_once = CRYPTO_ONCE_STATIC_INIT;
 
+/* A fork waits for who reads them: its child finds the lock free. */
+static void before_fork(void)
+{
+    tw_lock_acquire(&roots.lock);
+}
+
+static void after_fork(void)
+{
+    tw_lock_release(&roots.lock);
+}
+
 static void roots_init(void)
 {
     tw_lock_init(&roots.lock);
+    (void)pthread_atfork(before_fork, after_fork, after_fork);
 }
 
 /* Adds the certificates of a PEM file; silently none if it is not one. */

@@ -12,6 +12,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "sspi/cert_openssl.h"
 #include "sspi/openssl_internal.h"
 #include "sspi/record_openssl.h"
 #include "wire/wire.h"
@@ -263,12 +264,27 @@ static void crowds(void)
     }
 }
 
-/* A child of a fork seals while its parent's threads, at that moment, take
-   contexts from each other. */
+/* A child of a fork seals, looks a path up and asks for the system's roots
+   while its parent's threads, at that moment, take contexts from each other
+   and do as much. */
 #define BUSY 300
 
 static atomic_bool enough;
 static struct tw_records busy[2][BUSY];
+
+static struct tw_cert *leaf;
+
+/* What the locks are about that all threads share, besides the records'. */
+static bool look_up(void)
+{
+    const struct tw_verify_config config = {.server = "host.example"};
+    struct tw_trial trial = {.config = &config, .leaf = leaf->x509};
+    X509_STORE *roots = NULL;
+    bool good = tw_openssl_system_roots(&roots, NULL, NULL);
+
+    X509_STORE_free(roots);
+    return good && !tw_trial_recall(&trial); /* nobody noted it */
+}
 
 static void *keep_busy(void *arg)
 {
@@ -284,6 +300,7 @@ static void *keep_busy(void *arg)
     while (!atomic_load(&enough)) {
         for (i = 0; i < BUSY; i++) {
             CHECK(tw_records_seal(&all[i], 23, secret, 3, record) > 0);
+            CHECK(look_up());
         }
     }
     for (i = 0; i < BUSY; i++) {
@@ -311,7 +328,8 @@ static void forks(void)
         CHECK(child >= 0);
         if (child == 0) {
             (void)alarm(10);
-            _exit(tw_records_seal(&mine, 23, secret, 3, record) == 0);
+            _exit(tw_records_seal(&mine, 23, secret, 3, record) == 0
+                  || !look_up());
         }
         CHECK(waitpid(child, &status, 0) == child);
         CHECK(status == 0);
@@ -344,8 +362,9 @@ int main(void)
         tw_credentials_free(both[0]);
         tw_credentials_free(both[1]);
     }
-    tw_provider_default()->cert_free(cert);
+    leaf = cert;
     forks();
+    tw_provider_default()->cert_free(cert);
     puts("threads: ok");
     return 0;
 }
