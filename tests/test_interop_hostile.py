@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import threading
 import warnings
 from collections.abc import Callable
@@ -316,3 +317,28 @@ def test_key_updates(pki: Pki, peer: str) -> None:
     outcome = meet(pki, peer, "1.3", after=update)
     assert outcome.ours is None
     assert outcome.received == b"".join(parts)
+
+
+@pytest.mark.parametrize("peer", ["as server"])
+@pytest.mark.parametrize("good", [1, 40])
+def test_more_tickets_than_anybody_needs(pki: Pki, peer: str, good: int) -> None:
+    """Hundreds of tickets in a record: the first are taken, no work is done for others (TLS 1.3)"""
+
+    def ticket(number: int, tail: bytes = b"\0\0") -> bytes:
+        """RFC 8446, 4.6.1: an hour's life, no extensions."""
+        body = struct.pack(">II", 3600, 0) + b"\1%c\0\2xy" % number + tail
+        return b"\4" + len(body).to_bytes(3, "big") + body
+
+    def send_tickets(connection: Any, wire: Wire) -> None:
+        record = b"".join(map(ticket, range(good))) + ticket(good, b"\0")
+        for _ in connection._sendMsg(messages.Message(22, bytearray(record))):
+            pass
+        connection.sendall(b"data")
+        connection.close()
+
+    outcome = meet(pki, peer, "1.3", after=send_tickets)
+    if good == 1 or os.environ.get("TWAPI_TLS_RECORDS") == "openssl":
+        assert isinstance(outcome.ours, tls.TLSError), "each is parsed, and the last is malformed"
+    else:
+        assert outcome.ours is None
+        assert outcome.received == b"data"

@@ -78,7 +78,7 @@ struct tw_octx {
     uint8_t *partial;      /* owned; the start of a handshake message */
     size_t partial_len;
     bool sent_shutdown;    /* records: close_notify is out */
-    bool ticket_fed;       /* records: ssl has got a ticket */
+    uint8_t tickets;       /* records: that ssl was fed */
     bool peer_finished;    /* the peer's Finished was read */
     uint8_t sealed;        /* records of ours since then, TLS 1.3 */
     uint64_t nonce;        /* TLS 1.2: explicit nonce of ssl's last record */

@@ -148,7 +148,7 @@ static bool ssl_needed(const struct tw_octx *c)
     }
     return sk_X509_NAME_num(SSL_get0_peer_CA_list(c->ssl)) > 0
            || SSL_get_tlsext_status_ocsp_resp(c->ssl, &staple) > 0
-           || (!c->ticket_fed && c->target
+           || (c->tickets == 0 && c->target
                && !(c->cred->flags & TW_CRED_NO_RESUME));
 }
 
@@ -348,6 +348,10 @@ bool tw_octx_send_update(struct tw_octx *c)
            && tw_records_update(c->records, &c->records->write);
 }
 
+/* Tickets that are worth what libssl does for each, 20 us: a record has room
+   for hundreds, and a server may send as many records as it likes. */
+#define TICKETS_FED 32
+
 /* One whole message behind the handshake, of a kind that judge_message
    lets pass; more: bytes that follow it in its record. */
 static SECURITY_STATUS message(struct tw_octx *c, const uint8_t *m,
@@ -374,9 +378,9 @@ static SECURITY_STATUS message(struct tw_octx *c, const uint8_t *m,
         c->update_asked = c->update_asked || m[4] == 1;
         return SEC_E_OK;
     }
-    if (c->ssl) { /* a ticket */
+    if (c->ssl && c->tickets < TICKETS_FED) {
         st = feed(c, m, len);
-        c->ticket_fed = true;
+        c->tickets++;
     }
     return st;
 }
@@ -522,7 +526,7 @@ SECURITY_STATUS tw_octx_engine_open(struct tw_octx *c, const uint8_t *p,
     split = c->partial_len > 0 && c->records->tls13;
     if (type == SSL3_RT_APPLICATION_DATA && !split) {
         *n = len;
-        if (c->ssl && c->ticket_fed && !ssl_needed(c)) {
+        if (c->ssl && c->tickets > 0 && !ssl_needed(c)) {
             tw_octx_drop_ssl(c, true);
         }
         return SEC_E_OK;
