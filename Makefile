@@ -20,7 +20,7 @@ VPY := $(BIN)/python
 PIP := $(VPY) -m pip --disable-pip-version-check --no-input -qq
 C_FILES := $(shell find csrc twapi_tls/include -name '*.[ch]' 2>/dev/null)
 STAMPS := $(VENV)/.stamps
-EXT_FILES := $(wildcard tests/native/ext/*.[ch] tests/native/sdk/*.[ch]) tests/native/setup.py
+EXT_FILES := $(wildcard tests/native/counted.[ch] tests/native/ext/*.[ch] tests/native/sdk/*.[ch]) tests/native/setup.py
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint native bench interop stress sanitized sanitize leaks valgrind coverage clean windows \

@@ -47,7 +47,7 @@ def pkg_config(option: str) -> list[str]:
 
 def extension(name: str, sources: list[Path], folders: list[Path]) -> Extension:
     """A module of these files and all of csrc/core; folders go before the system's headers."""
-    counted = str(HERE / "ext" / "counted.h")
+    counted = str(HERE / "counted.h")
     if MSVC:
         compile_args = ["/std:c11", "/W4", "/utf-8", f"/FI{counted}"]
     else:
@@ -84,13 +84,9 @@ def extension(name: str, sources: list[Path], folders: list[Path]) -> Extension:
         link_args.append(f"-fsanitize={sanitizers}")
     return Extension(
         name,
-        sources=[str(path) for path in sources],
-        depends=[
-            str(path)
-            for folder in (CSRC, HERE / "ext", HERE / "sdk")
-            for path in sorted(folder.rglob("*.h"))
-        ],
-        include_dirs=[str(folder) for folder in (*folders, CSRC, HERE / "ext")],
+        sources=[str(path) for path in (HERE / "counted.c", *sources)],
+        depends=[str(path) for folder in (CSRC, HERE) for path in sorted(folder.rglob("*.h"))],
+        include_dirs=[str(folder) for folder in (*folders, CSRC, HERE, HERE / "ext")],
         define_macros=macros,
         undef_macros=["NDEBUG"],
         extra_compile_args=compile_args,

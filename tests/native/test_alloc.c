@@ -3,8 +3,8 @@
  * OpenSSL engine in both roles and versions: an error or none, never a
  * crash, wrong data, or a block of ours that stays behind.
  *
- * The linker's --wrap catches our own malloc and its kin;
- * CRYPTO_set_mem_functions those of OpenSSL, in a run of their own. What
+ * counted.h catches our own malloc and its kin; CRYPTO_set_mem_functions
+ * those of OpenSSL, in a run of their own. What
  * OpenSSL itself leaves behind when it has no memory is a leak checker's
  * to say (make sanitize, make valgrind), not this program's.
  *
@@ -20,6 +20,10 @@
 #include "core/session.h"
 #include "sspi/openssl_internal.h"
 
+#include "counted.h"
+#undef malloc /* OpenSSL's are not counted */
+#undef realloc
+#undef free
 #include "support.h"
 
 #undef CHECK /* this one names the allocation */
@@ -36,78 +40,38 @@
 enum whose { NOBODY, OURS, THEIRS };
 
 static enum whose whose; /* allocations are refused */
-static long made;        /* since armed */
+static long made;        /* of OpenSSL's since armed */
 static long fails;       /* number of the first that is refused */
 static bool onward;      /* and every later one */
-static long live;        /* blocks of ours */
 
-void *__real_malloc(size_t);
-void *__real_calloc(size_t, size_t);
-void *__real_realloc(void *, size_t);
-void __real_free(void *);
-void *__wrap_malloc(size_t);
-void *__wrap_calloc(size_t, size_t);
-void *__wrap_realloc(void *, size_t);
-void __wrap_free(void *);
-
-static bool refused(enum whose side)
+static bool refused(void)
 {
-    if (whose != side) {
+    if (whose != THEIRS) {
         return false;
     }
     made++;
     return made == fails || (onward && made > fails);
 }
 
-void *__wrap_malloc(size_t n)
-{
-    void *p = refused(OURS) ? NULL : __real_malloc(n);
-
-    live += p != NULL;
-    return p;
-}
-
-void *__wrap_calloc(size_t n, size_t each)
-{
-    void *p = refused(OURS) ? NULL : __real_calloc(n, each);
-
-    live += p != NULL;
-    return p;
-}
-
-void *__wrap_realloc(void *old, size_t n)
-{
-    void *p = refused(OURS) ? NULL : __real_realloc(old, n);
-
-    live += p != NULL && old == NULL;
-    return p;
-}
-
-void __wrap_free(void *p)
-{
-    live -= p != NULL;
-    __real_free(p);
-}
-
 static void *their_malloc(size_t n, const char *file, int line)
 {
     (void)file;
     (void)line;
-    return refused(THEIRS) ? NULL : __real_malloc(n);
+    return refused() ? NULL : malloc(n);
 }
 
 static void *their_realloc(void *old, size_t n, const char *file, int line)
 {
     (void)file;
     (void)line;
-    return refused(THEIRS) ? NULL : __real_realloc(old, n);
+    return refused() ? NULL : realloc(old, n);
 }
 
 static void their_free(void *p, const char *file, int line)
 {
     (void)file;
     (void)line;
-    __real_free(p);
+    free(p);
 }
 
 /* --- one life --- */
@@ -274,7 +238,7 @@ static void every_allocation(enum whose side, bool from_then_on,
                              uint32_t version, struct tw_cert *server_cert,
                              struct tw_cert *client_cert, long stride)
 {
-    long before = live;
+    long before = counted_live();
     long broken = 0;
     bool good;
 
@@ -287,9 +251,14 @@ static void every_allocation(enum whose side, bool from_then_on,
         whose = side;
         onward = from_then_on;
         made = 0;
+        counted_fail(side == OURS ? fails : 0, onward);
         good = life(server_cert, client_cert, version);
         whose = NOBODY;
-        CHECK(live == before);
+        if (side == OURS) {
+            made = counted_made();
+        }
+        counted_fail(0, false);
+        CHECK(counted_live() == before);
         broken += !good;
         if (made < fails) {
             CHECK(good); /* nothing was refused */
@@ -300,7 +269,7 @@ static void every_allocation(enum whose side, bool from_then_on,
     CHECK(broken > 0);
     fails = 0;
     CHECK(life(server_cert, client_cert, version)); /* no harm stays */
-    CHECK(live == before);
+    CHECK(counted_live() == before);
 }
 
 int main(void)

@@ -3,7 +3,7 @@
  * by tests/native/setup.py for tests only; never in a wheel.
  *
  *   floors.c   record, hello, buffer, status: pure functions
- *   alloc.c    malloc and its kin, made to fail by number (counted.h)
+ *   alloc.c    malloc and its kin, made to fail by number (../counted.h)
  *   raw.c      the engine's SecurityFunctionTableW, buffers by hand
  *   records_*.c  where the records of a context of raw.c stand
  *   played.c   tw_credentials and tw_session over the scripted table
