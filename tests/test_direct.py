@@ -124,6 +124,36 @@ def test_what_a_buffer_raises_is_not_lost(pair: tuple[Any, Any], call: str) -> N
     assert len(asked) == 1
 
 
+@pytest.mark.skipif(
+    sys.version_info < (3, 12), reason="Python objects have buffers from Python 3.12 on (PEP 688)"
+)
+def test_a_buffer_that_uses_the_channel(pair: tuple[Any, Any]) -> None:
+    """What it reads ahead comes first, what it sends as well."""
+    here, there = pair
+    room = bytearray(10)
+
+    class Busy:
+        def __buffer__(self, flags: int) -> memoryview:
+            if not seen:
+                seen.append(here.readline())
+                here.write(b"first ")
+            return memoryview(room)
+
+    seen: list[bytes] = []
+    there.sendall(b"line\nrest")
+    assert here.recv_into(Busy()) == 4
+    assert seen == [b"line\n"]
+    assert room[:4] == b"rest"
+    seen.clear()
+    there.sendall(b"line\n")
+    here.sendall(Busy())
+    expected = b"first first " + room
+    got = b""
+    while len(got) < len(expected):
+        got += there.recv(100)
+    assert got == expected
+
+
 @pytest.mark.parametrize(
     "data",
     [b"12345678", bytearray(b"12345678"), memoryview(b"012345678")[1:], array.array("Q", [7])],

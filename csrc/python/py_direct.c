@@ -441,8 +441,10 @@ static PyObject *direct_recv_into(PyObject *obj, PyObject *const *args,
     if (kwnames == NULL && (count == 1 || count == 2)
         && reads_directly(direct_of(obj))) {
         if (PyObject_GetBuffer(args[0], &view, PyBUF_WRITABLE) == 0) {
-            bool ordinary = room_in(&view, count == 2 ? args[1] : NULL,
-                                    &room);
+            /* still? its __buffer__ may have used the channel */
+            bool ordinary = reads_directly(direct_of(obj))
+                            && room_in(&view, count == 2 ? args[1] : NULL,
+                                       &room);
 
             if (ordinary) {
                 result = recv_into_directly(obj, view.buf, room);
