@@ -220,11 +220,30 @@ static SECURITY_STATUS status_of_reason(struct tw_octx *c, int reason)
     }
 }
 
+#ifndef SSL_R_RECORD_LAYER_FAILURE
+#define SSL_R_RECORD_LAYER_FAILURE 313 /* since 3.2, which we may meet */
+#endif
+
+/* The queue's last error, which is libssl's: those before it are its causes.
+   Since 3.2 libssl says last that its record layer failed, and why before
+   that. Empties the queue. */
+static unsigned long last_error(void)
+{
+    unsigned long error, last = 0;
+
+    while ((error = ERR_get_error()) != 0) {
+        if (last == 0 || ERR_GET_LIB(error) != ERR_LIB_SSL
+            || ERR_GET_REASON(error) != SSL_R_RECORD_LAYER_FAILURE) {
+            last = error;
+        }
+    }
+    return last;
+}
+
 SECURITY_STATUS tw_octx_failure(struct tw_octx *c)
 {
-    /* the last one is libssl's; those before it are its causes, and the
-       same reason number means something else in another library */
-    unsigned long error = ERR_peek_last_error();
+    /* the same reason number means something else in another library */
+    unsigned long error = last_error();
     SECURITY_STATUS st;
 
     if (c->out_failed) {
@@ -240,7 +259,6 @@ SECURITY_STATUS tw_octx_failure(struct tw_octx *c)
     } else {
         st = SEC_E_INTERNAL_ERROR;
     }
-    ERR_clear_error();
     c->dead = true;
     return st;
 }
@@ -523,7 +541,6 @@ static SECURITY_STATUS set_server(struct tw_octx *c, bool ask)
        is asked for, and the other way round (RFC 8446, 4.6.1) */
     static const unsigned char kinds[2] = { 'n', 'c' };
 
-    SSL_set_accept_state(c->ssl);
     (void)SSL_set_session_id_context(c->ssl, &kinds[ask], 1);
     if (ask) {
         SSL_set_verify(c->ssl, SSL_VERIFY_PEER, NULL);
@@ -532,6 +549,9 @@ static SECURITY_STATUS set_server(struct tw_octx *c, bool ask)
     } else {
         SSL_set_verify(c->ssl, SSL_VERIFY_NONE, NULL);
     }
+    /* last: OpenSSL 3.5 says nothing of a record layer that it had no memory
+       for here, and setting options would crash */
+    SSL_set_accept_state(c->ssl);
     return SEC_E_OK;
 }
 

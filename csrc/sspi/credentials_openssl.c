@@ -84,8 +84,13 @@ void tw_ocred_drop_lock_held(struct tw_ocred *cred, struct tw_cached **at)
 /* Of the credentials' lifespan, or OpenSSL's. */
 static bool is_old(const SSL_SESSION *session)
 {
-    return (long)time(NULL) - SSL_SESSION_get_time(session)
-           > SSL_SESSION_get_timeout(session);
+#if OPENSSL_VERSION_NUMBER >= 0x30300000L
+    time_t made = SSL_SESSION_get_time_ex(session);
+#else
+    time_t made = SSL_SESSION_get_time(session); /* ends in 2038 */
+#endif
+
+    return time(NULL) - made > SSL_SESSION_get_timeout(session);
 }
 
 SSL_SESSION *tw_ocred_take_session(struct tw_ocred *cred,
