@@ -19,7 +19,7 @@ import twapi_tls as tls
 
 # What the interpreter and its libraries open once and keep.
 _HARMLESS = ("/dev/urandom", "/dev/random", "/dev/null")
-_SETTLE = 2.0  # seconds a thread or a child may take to let go of its descriptors
+_SETTLE = 2.0 * SLOWER  # seconds a thread or a child may take to let go of its descriptors
 
 
 # A busy machine is no failure; the test's own time limit bounds a hang.
