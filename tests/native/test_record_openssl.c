@@ -583,8 +583,10 @@ static const OSSL_ALGORITHM *query(void *provctx, int operation,
         return NULL;
     }
     at = OSSL_PROVIDER_query_operation(real, operation, no_cache);
+    /* by its whole first name: 3.2 and later have AES-256-GCM-SIV as well */
     while (at->algorithm_names != NULL
-           && strstr(at->algorithm_names, name) == NULL) {
+           && (strcspn(at->algorithm_names, ":") != strlen(name)
+               || strncmp(at->algorithm_names, name, strlen(name)) != 0)) {
         at++;
     }
     found[0] = *at;
