@@ -473,6 +473,30 @@ def test_a_signal_handler_that_raises_ends_a_wait(ends: tuple[Any, Any]) -> None
     assert here.state == "OPEN"
 
 
+@pytest.mark.parametrize("before", [b"", b"kept before"])
+def test_a_write_that_times_out_tells_what_it_took(pair: tuple[Any, Any], before: bytes) -> None:
+    """Behind what was written before all of it is kept; else what was sent is gone."""
+    here, there = pair
+    for channel, option in ((here, socket.SO_SNDBUF), (there, socket.SO_RCVBUF)):
+        with channel._socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, option, 32768)
+    data = random.Random(2).randbytes(2_000_000)
+    here.configure(buffering="full")
+    here.write(before)
+    here.configure(buffering="none")
+    here.settimeout(0.05)
+    with pytest.raises(TimeoutError) as caught:
+        here.write(data)
+    taken = caught.value.written  # type: ignore[attr-defined]
+    assert taken == len(data) if before else taken < len(data)
+    reading = Work(there.read)
+    here.settimeout(LIMIT)
+    here.write(data[taken:])
+    here.flush()
+    here.close()
+    assert reading.result() == before + data
+
+
 @pytest.mark.parametrize("call", ["sendall", "sendmsg", "sendfile", "flush", "write"])
 def test_a_signal_handler_that_raises_ends_a_wait_to_send(pair: tuple[Any, Any], call: str) -> None:
     """Ctrl-C on a busy connection: what was taken is told or remembered, so

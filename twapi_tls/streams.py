@@ -23,7 +23,7 @@ from collections.abc import Iterable, Iterator
 
 from . import _native, text
 from ._native import TLSTruncatedError
-from .errors import Deadline, add_written, would_block, written
+from .errors import Deadline, add_written, note_written, would_block, written
 from .gather import blocks_of, gathered
 from .transport import CHUNK, ByteTransport
 
@@ -599,7 +599,8 @@ class Streams(_native.DirectStream):
         of them: at ``flush`` and close. Non-blocking: what does not fit is
         queued within ``QUEUE_LIMIT`` and sent later; past that
         BlockingIOError with ``characters_written`` (bytes; for text all or
-        nothing).
+        nothing). ``written`` of any other error of a send: the bytes that
+        are not to be given again, be they sent or kept for the next flush.
         """
         with self._write_lock:
             if self._settings.raw_output and not isinstance(data, str):
@@ -628,7 +629,11 @@ class Streams(_native.DirectStream):
                 return
             # Behind what waits: one send for both.
             self._queue += view
-            self._flush_queue(deadline)
+            try:
+                self._flush_queue(deadline)
+            except BaseException as error:
+                note_written(error, len(view))  # what is not sent is kept
+                raise
             return
         self._write_nowait(view, whole, is_open)
 
