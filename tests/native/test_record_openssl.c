@@ -627,6 +627,7 @@ static void test_chosen_later(int operation)
     CHECK(!tw_records_usable() && ERR_peek_error() == 0);
     CHECK(EVP_set_default_properties(NULL, NULL));
     CHECK(tw_records_usable());
+    CHECK(OSSL_PROVIDER_unload(other) && OSSL_PROVIDER_unload(real));
 }
 
 /* In processes of their own, for it changes the default context. */
