@@ -274,6 +274,14 @@ static struct tw_records busy[2][BUSY];
 
 static struct tw_cert *leaf;
 
+/* AddressSanitizer's allocator looks after no forks before GCC 14: beside a
+   thread that allocates a child may hang in its first malloc. */
+#ifdef __SANITIZE_ADDRESS__
+#define MAY_ALLOCATE false
+#else
+#define MAY_ALLOCATE true
+#endif
+
 /* What the locks are about that all threads share, besides the records'. */
 static bool look_up(void)
 {
@@ -300,7 +308,7 @@ static void *keep_busy(void *arg)
     while (!atomic_load(&enough)) {
         for (i = 0; i < BUSY; i++) {
             CHECK(tw_records_seal(&all[i], 23, secret, 3, record) > 0);
-            CHECK(look_up());
+            CHECK(!MAY_ALLOCATE || look_up());
         }
     }
     for (i = 0; i < BUSY; i++) {
@@ -329,7 +337,7 @@ static void forks(void)
         if (child == 0) {
             (void)alarm(10);
             _exit(tw_records_seal(&mine, 23, secret, 3, record) == 0
-                  || !look_up());
+                  || (MAY_ALLOCATE && !look_up()));
         }
         CHECK(waitpid(child, &status, 0) == child);
         CHECK(status == 0);
