@@ -24,7 +24,7 @@ EXT_FILES := $(wildcard tests/native/counted.[ch] tests/native/ext/*.[ch] tests/
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint native bench interop stress sanitized sanitize leaks valgrind coverage clean windows \
-	windows-quick fuzz bootstrap bootstrap-test wheel bench-wheel
+	windows-quick fuzz bootstrap bootstrap-test wheel bench-wheel refleaks tsan
 
 help:
 	@echo 'make demo      build, then show server and client on this machine'
@@ -38,6 +38,8 @@ help:
 	@echo 'make sanitize  the tests with $(SANITIZERS), on both record paths'
 	@echo 'make leaks     the C floors under LeakSanitizer, on both record paths'
 	@echo 'make valgrind  the C unit programs under valgrind'
+	@echo 'make refleaks  references that a test leaves behind (PYTHON: a debug build)'
+	@echo 'make tsan      threads under TSan (PYTHON: a free-threaded build with it)'
 	@echo 'make coverage  lines and branches of the Windows engine and the session machine (gcov)'
 	@echo 'make wheel     sdist and wheel, repaired, audited, tested on each Python'
 	@echo 'make clean     remove what was built'
@@ -181,6 +183,27 @@ valgrind: bootstrap-test
 		TW_ALLOC_STRIDE=199 valgrind -q --leak-check=full --errors-for-leak-kinds=definite \
 			--error-exitcode=9 $$program || exit 1; \
 	done
+
+# References that a test leaves behind, as a debug build of CPython counts
+# them (python3.11-dbg, or scripts/build-python's), once built with its headers.
+#   make PYTHON=python3.11-dbg VENV=.venv-debug refleaks
+REFLEAK_TESTS ?= $(addprefix tests/test_, session.py direct.py credentials.py certificates.py stores.py \
+	contexts.py verify.py resumption.py)
+refleaks: bootstrap $(STAMPS)/venv
+	$(PIP) install --no-build-isolation '.[cli,test]'
+	PYTHONSAFEPATH=1 $(VPY) tests/refleaks.py -q -m 'not peers and not slow' $(REFLEAK_TESTS) $(PYTEST_ARGS)
+
+# Threads in Python and in C at once, where no GIL orders them:
+#   CC=clang scripts/build-python build/python-tsan 3.14 --disable-gil --with-thread-sanitizer
+#   make PYTHON=build/python-tsan/bin/python3.14 VENV=.venv-tsan tsan
+# TSAN_OPTIONS may name CPython's own list of known races, which lies in its
+# source: suppressions=Tools/tsan/suppressions_free_threading.txt.
+TSAN_TESTS ?= $(addprefix tests/test_, wire.py direct.py channel.py listener.py verifier.py stores.py capi.py fork.py)
+tsan: bootstrap $(STAMPS)/install
+	TWAPI_TLS_SANITIZE=thread $(VPY) setup.py -q build --build-base build/tsan --build-lib build/tsan/lib --force
+	PYTHONPATH=$(CURDIR)/build/tsan/lib PYTHONSAFEPATH=1 TWAPI_TLS_SANITIZED=1 \
+		$(VPY) -m pytest -p no:cacheprovider --timeout 300 \
+		-k 'thread or both or fork or child or crowd' $(TSAN_TESTS) $(PYTEST_ARGS)
 
 # What the scripted tests run of the Windows engine and of the session
 # machine, and what they do not: tests/windows_matrix.md has the reasons.

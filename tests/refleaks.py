@@ -32,6 +32,9 @@ class References:
     def __init__(self) -> None:
         self.without_test = False
 
+    def pytest_collection_finish(self) -> None:
+        gc.freeze()  # what is there already need not be looked through after each run
+
     @pytest.hookimpl(tryfirst=True)
     def pytest_pyfunc_call(self) -> bool | None:
         return True if self.without_test else None
