@@ -30,7 +30,7 @@ static struct {
     X509_STORE *trust;     /* of certs */
     STACK_OF(X509) *certs; /* owned references */
     uint64_t edition;      /* of this set */
-} roots;
+} roots = {.lock = TW_LOCK_READY};
 
 static CRYPTO_ONCE roots_once = CRYPTO_ONCE_STATIC_INIT;
 
@@ -45,9 +45,8 @@ static void after_fork(void)
     tw_lock_release(&roots.lock);
 }
 
-static void roots_init(void)
+static void mind_forks(void)
 {
-    tw_lock_init(&roots.lock);
     (void)pthread_atfork(before_fork, after_fork, after_fork);
 }
 
@@ -292,7 +291,7 @@ bool tw_openssl_system_roots(X509_STORE **trust, STACK_OF(X509) **certs,
 {
     bool ok;
 
-    if (!CRYPTO_THREAD_run_once(&roots_once, roots_init)) {
+    if (!CRYPTO_THREAD_run_once(&roots_once, mind_forks)) {
         return false;
     }
     tw_lock_acquire(&roots.lock);
