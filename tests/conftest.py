@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -28,6 +29,10 @@ settings.load_profile("twapi_tls")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell's job in the background; the programs that tests interrupt
+        # would inherit it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "keeps_fds: the test leaves descriptors open on purpose")
     if WINDOWS:
         # Its own test asks for it (pytest.warns); elsewhere it would hide what a test is about.
