@@ -39,7 +39,8 @@ import gc, socket, sys
 import twapi_tls as tls
 
 role, version, out, incoming, times, fd = sys.argv[1:7]
-out = bytearray(out.encode() * int(times))
+out = bytearray(out.encode())
+out *= int(times)  # in place: bytes that are freed nobody clears
 incoming = bytearray(len(out))
 
 
