@@ -16,7 +16,6 @@
  * take the place of the oldest.
  */
 
-#include <pthread.h>
 #include <string.h>
 
 #include <openssl/crypto.h>
@@ -40,23 +39,12 @@ static struct {
     struct note notes[NOTES];
 } memory = {.lock = TW_LOCK_READY};
 
-/* A fork leaves the child the lock free and the notes whole, whatever other
-   threads were about. */
 static CRYPTO_ONCE once = CRYPTO_ONCE_STATIC_INIT;
-
-static void before_fork(void)
-{
-    tw_lock_acquire(&memory.lock);
-}
-
-static void after_fork(void)
-{
-    tw_lock_release(&memory.lock);
-}
+static bool forks_minded; /* if not, nothing is recalled */
 
 static void mind_forks(void)
 {
-    (void)pthread_atfork(before_fork, after_fork, after_fork);
+    forks_minded = tw_openssl_hold_in_forks(&memory.lock);
 }
 
 uint64_t tw_openssl_new_edition(void)
@@ -124,7 +112,7 @@ bool tw_trial_recall(struct tw_trial *t)
     struct note *note;
 
     if (!may_remember(t) || !make_key(t, key)
-        || !CRYPTO_THREAD_run_once(&once, mind_forks)) {
+        || !CRYPTO_THREAD_run_once(&once, mind_forks) || !forks_minded) {
         return false;
     }
     tw_lock_acquire(&memory.lock);

@@ -12,7 +12,6 @@
 #endif
 
 #include <dirent.h>
-#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -33,21 +32,11 @@ static struct {
 } roots = {.lock = TW_LOCK_READY};
 
 static CRYPTO_ONCE roots_once = CRYPTO_ONCE_STATIC_INIT;
-
-/* A fork waits for who reads them: its child finds the lock free. */
-static void before_fork(void)
-{
-    tw_lock_acquire(&roots.lock);
-}
-
-static void after_fork(void)
-{
-    tw_lock_release(&roots.lock);
-}
+static bool forks_minded;
 
 static void mind_forks(void)
 {
-    (void)pthread_atfork(before_fork, after_fork, after_fork);
+    forks_minded = tw_openssl_hold_in_forks(&roots.lock);
 }
 
 /* Adds the certificates of a PEM file; silently none if it is not one. */
@@ -291,7 +280,7 @@ bool tw_openssl_system_roots(X509_STORE **trust, STACK_OF(X509) **certs,
 {
     bool ok;
 
-    if (!CRYPTO_THREAD_run_once(&roots_once, mind_forks)) {
+    if (!CRYPTO_THREAD_run_once(&roots_once, mind_forks) || !forks_minded) {
         return false;
     }
     tw_lock_acquire(&roots.lock);
