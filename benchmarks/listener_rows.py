@@ -10,7 +10,6 @@ listener on many cores is limited by, and of the whole process on one core.
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import ssl
 import threading
@@ -20,7 +19,7 @@ from typing import Any
 
 from ends import Ours, Ssl
 from measure import Row, compare
-from socket_rows import Partner, affinity, unpin
+from socket_rows import Partner, affinity, pinned
 
 import twapi_tls as tls
 
@@ -96,14 +95,11 @@ async def serve(engine: Ours | Ssl, partner: Partner, seconds: float) -> tuple[f
 
 def listener_run(engine: Ours | Ssl, cores: int, seconds: float) -> float:
     """Of the loop's thread on many cores, of the process on one."""
-    before = affinity()
     partner = Partner(crowd)
     try:
-        if before is not None:
-            os.sched_setaffinity(0, set(sorted(before)[:cores]))
-        of_loop, of_process = asyncio.run(serve(engine, partner, seconds))
+        with pinned(*range(cores)):
+            of_loop, of_process = asyncio.run(serve(engine, partner, seconds))
     finally:
-        unpin(before)
         partner.end()
     return of_process if cores == 1 else of_loop
 

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ends import Engine, Ours, Plain, Ssl, connected_pair
+from ends import Engine, Ours, Plain, Ssl
 from measure import Run, quartiles, take_turns
 from memory_rows import MB, RawEvp, open_ssl, timed
-from socket_rows import Partner, epoll_run, pin, receive
+from socket_rows import epoll_run, taken_by, transfer
 
 SIZES = [16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576]
 CONNECTIONS = [1, 4, 16, 64, 200, 500]
@@ -77,29 +77,10 @@ def panel(
 
 def stream_run(engine: Engine, size: int, amount: int) -> float:
     """MB per second of the sender's and the receiver's CPU, one send a message."""
-    one, other = connected_pair()
-
-    def receiver(say: Callable[[Any], None], hear: Callable[[], Any]) -> None:
-        one.close()
-        pin(1)
-        end = engine.server(other)
-        say("ready")
-        used = time.process_time()
-        receive(end, amount)
-        say(time.process_time() - used)
-
-    partner = Partner(receiver)
-    other.close()
-    stream = engine.client(one)
-    data = bytes(size)
-    partner.hear()
-    used = time.process_time()
-    for _ in range(amount // size):
-        stream.sendall(data)
-    used = time.process_time() - used + float(partner.hear())
-    partner.end()
-    stream.close()
-    return amount / used / MB
+    began, ended, took, taken = transfer(
+        engine, size, amount, taken_by(engine, amount), time.process_time
+    )
+    return amount / (ended - began + taken - took) / MB
 
 
 def message_runs(ours: Ours, peer: Ssl, size: int, seconds: float) -> dict[str, Run]:

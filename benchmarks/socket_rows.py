@@ -14,7 +14,8 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ends import PIECE, Engine, Ours, Plain, Ssl, connected_pair
@@ -70,16 +71,23 @@ def _say(pipe: Any, thing: Any) -> None:
     pipe.flush()
 
 
-def pin(cpu: int) -> None:
-    """Keeps this process on one CPU, where the system can."""
+def pin(*wanted: int) -> None:
+    """Keeps this process on one CPU, or on several, where the system can."""
     if hasattr(os, "sched_setaffinity"):
         cpus = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, {cpus[cpu % len(cpus)]})
+        os.sched_setaffinity(0, {cpus[cpu % len(cpus)] for cpu in wanted})
 
 
-def unpin(before: set[int] | None) -> None:
-    if before is not None:
-        os.sched_setaffinity(0, before)
+@contextmanager
+def pinned(*wanted: int) -> Iterator[None]:
+    """``pin`` for a while."""
+    before = affinity()
+    pin(*wanted)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.sched_setaffinity(0, before)
 
 
 def affinity() -> set[int] | None:
@@ -100,43 +108,54 @@ def drain_raw(fd: int, amount: int) -> None:
             amount -= n
 
 
-def one_way(
-    engine: Engine, amount: int, take: Callable[[socket.socket], Callable[[], None]]
-) -> float:
-    """MB/s of a sender until the other process has taken all.
+def transfer(
+    engine: Engine,
+    size: int,
+    amount: int,
+    take: Callable[[socket.socket], Callable[[], None]],
+    clock: Callable[[], float],
+) -> tuple[float, float, float, float]:
+    """Sends ``amount`` bytes in messages of ``size`` to another process.
 
     Each has a CPU of its own. take: puts the other end on its socket; the
-    answer takes ``amount``.
+    answer takes ``amount``. What ``clock`` said when the sender began and
+    ended, and when the receiver did.
     """
     one, other = connected_pair()
-    before = affinity()
 
     def receiver(say: Callable[[Any], None], hear: Callable[[], Any]) -> None:
         one.close()
         pin(1)
         taking = take(other)
         say("ready")
+        began = clock()
         taking()
-        say(time.monotonic())
+        say([began, clock()])
         hear()
 
     partner = Partner(receiver)
     other.close()
-    pin(0)
-    try:
+    with pinned(0):
         stream = engine.client(one)
-        data = bytes(PIECE)
+        data = bytes(size)
         partner.hear()
-        began = time.monotonic()
-        for _ in range(amount // PIECE):
+        began = clock()
+        for _ in range(amount // size):
             stream.sendall(data)
-        ended = float(partner.hear())
-    finally:
-        unpin(before)
+        ended = clock()
+        took = partner.hear()
     partner.say("go")
     partner.end()
     stream.close()
-    return amount / (ended - began) / MB
+    return began, ended, float(took[0]), float(took[1])
+
+
+def one_way(
+    engine: Engine, amount: int, take: Callable[[socket.socket], Callable[[], None]]
+) -> float:
+    """MB/s of a sender until the other process has taken all."""
+    began, _, _, taken = transfer(engine, PIECE, amount, take, time.monotonic)
+    return amount / (taken - began) / MB
 
 
 def send_run(engine: Engine, amount: int, peer: Ssl) -> float:
@@ -149,14 +168,19 @@ def send_run(engine: Engine, amount: int, peer: Ssl) -> float:
     return one_way(engine, amount, take)
 
 
-def both_run(engine: Engine, amount: int) -> float:
-    """MB/s with the same engine at both ends."""
+def taken_by(engine: Engine, amount: int) -> Callable[[socket.socket], Callable[[], None]]:
+    """What takes ``amount`` bytes at an end of this engine's, for ``transfer``."""
 
     def take(other: socket.socket) -> Callable[[], None]:
         end = engine.server(other)
         return lambda: receive(end, amount)
 
-    return one_way(engine, amount, take)
+    return take
+
+
+def both_run(engine: Engine, amount: int) -> float:
+    """MB/s with the same engine at both ends."""
+    return one_way(engine, amount, taken_by(engine, amount))
 
 
 def receive(end: Any, amount: int) -> None:
@@ -218,11 +242,9 @@ def receive_run(engine: Engine, amount: int, ours: Ours, cpu: list[float] | None
         pin(1)
         send_sealed(ours, other, amount, isinstance(engine, Plain), say, hear)
 
-    before = affinity()
     partner = Partner(sender)
     other.close()
-    pin(0)
-    try:
+    with pinned(0):
         stream = engine.client(one)
         partner.hear()
         partner.say("go")
@@ -230,8 +252,6 @@ def receive_run(engine: Engine, amount: int, ours: Ours, cpu: list[float] | None
         receive(stream, amount)
         ended = time.monotonic()
         used = time.process_time() - used
-    finally:
-        unpin(before)
     partner.say("done")
     partner.end()
     stream.close()
@@ -246,7 +266,6 @@ def echo_run(engine: Engine, size: int, seconds: float, cpus: int = 1, spin: boo
     spin: ours, and at both ends.
     """
     one, other = connected_pair()
-    before = affinity()
 
     def echo(say: Callable[[Any], None], hear: Callable[[], Any]) -> None:
         one.close()
@@ -261,8 +280,7 @@ def echo_run(engine: Engine, size: int, seconds: float, cpus: int = 1, spin: boo
 
     partner = Partner(echo)
     other.close()
-    pin(0)
-    try:
+    with pinned(0):
         stream: Any = engine.client(one)
         if spin:
             stream.configure(spin=True)
@@ -282,8 +300,6 @@ def echo_run(engine: Engine, size: int, seconds: float, cpus: int = 1, spin: boo
         spent = time.monotonic() - began
         say_goodbye(stream)
         partner.end()
-    finally:
-        unpin(before)
     return rounds / spent
 
 
@@ -379,17 +395,13 @@ def server_run(
         say((until or time.process_time()) - used)
 
     partner = Partner(server)
-    before = affinity()
     streams = []
     for one, other in pairs:
         other.close()
         streams.append(client.client(one))
     partner.hear()
-    pin(0)
-    try:
+    with pinned(0):
         requests = drive(streams, size, seconds, partner)
-    finally:
-        unpin(before)
     used = partner.hear()
     partner.end()
     return requests / float(used)
