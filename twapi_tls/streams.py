@@ -203,11 +203,15 @@ class Streams(_native.DirectStream):
             raise ValueError("send() flags are not possible on a channel")
         view = memoryview(data).cast("B")
         with self._write_lock:
-            if self._timeout == 0:
-                return self._send(view, 0)
-            # Not every transport takes all at once.
-            self._send_all(view, Deadline(self._timeout))
-            return len(view)
+            return self._send_promised(view, Deadline(self._timeout))
+
+    def _send_promised(self, view: memoryview, deadline: Deadline) -> int:
+        """All of it, since not every transport takes all in one go; without
+        waiting as many as fit. The write lock is held."""
+        if deadline.timeout == 0:
+            return self._send(view, 0)
+        self._send_all(view, deadline)
+        return len(view)
 
     def _send(self, view: memoryview, timeout: float | None) -> int:
         """As many as the transport takes in one go; the write lock is held."""
@@ -267,15 +271,10 @@ class Streams(_native.DirectStream):
         views = [memoryview(buffer).cast("B") for buffer in buffers]
         with self._write_lock:
             deadline = Deadline(self._timeout)
-            waits = self._timeout != 0
             sent = 0
             for piece in gathered(views):
                 try:
-                    if waits:
-                        self._send_all(piece, deadline)
-                        n = len(piece)
-                    else:
-                        n = self._send(piece, 0)
+                    n = self._send_promised(piece, deadline)
                 except BlockingIOError:
                     if sent:
                         break
