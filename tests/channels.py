@@ -177,11 +177,25 @@ def clog(here: Any, there: Any) -> int:
     kernel still moves bytes on, and makes the receiver's buffer larger (up to
     32 MB). So both buffers get a fixed size, and more is queued than they hold.
     """
-    for channel, option in ((here, socket.SO_SNDBUF), (there, socket.SO_RCVBUF)):
-        sock = socket.socket(fileno=channel.fileno())
-        sock.setsockopt(socket.SOL_SOCKET, option, 32768)
-        sock.detach()
+    narrow(here, there)
     return fill(here) + int(here.write(bytes(500_000)))
+
+
+def narrow(here: Any, there: Any) -> None:
+    """Little room on the way from the one to the other, and no more to come."""
+    for channel, option in ((here, socket.SO_SNDBUF), (there, socket.SO_RCVBUF)):
+        with channel._socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, option, 32768)
+
+
+NOBODYS = b"\x17\x03\x03\x00\x20" + bytes(32)
+"""A record that nobody can have sealed."""
+
+
+def damage(channel: Any) -> None:
+    """Sends it, past the channel."""
+    with channel._socket() as sock:
+        sock.sendall(NOBODYS)
 
 
 def drain(channel: Any, size: int) -> int:

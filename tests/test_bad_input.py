@@ -24,7 +24,7 @@ from typing import Any
 
 import pytest
 from certs import PFX_PASSWORD, Pki
-from channels import Work, clog, run, tcp_pair, tls_pair
+from channels import NOBODYS, Work, clog, run, tcp_pair, tls_pair
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from twapi_support import (
@@ -196,7 +196,7 @@ def test_bad_records_in_the_handshake(pki: Pki, record: bytes, what: str) -> Non
     [
         b"\x63\x03\x03\x00\x20" + bytes(32),
         b"\x17\x03\x03\xff\xff" + bytes(70000),
-        b"\x17\x03\x03\x00\x20" + bytes(32),
+        NOBODYS,
         b"\x17\x03\x03\x00\x00",
         b"HTTP/1.1 200 OK\r\n\r\n",
     ],

@@ -24,7 +24,20 @@ from typing import Any
 import peers
 import pytest
 from certs import Pki
-from channels import Work, drain, fill, held_back, pair_of, plain_pair, run, tcp_pair, tls_pair
+from channels import (
+    NOBODYS,
+    Work,
+    damage,
+    drain,
+    fill,
+    held_back,
+    narrow,
+    pair_of,
+    plain_pair,
+    run,
+    tcp_pair,
+    tls_pair,
+)
 from platforms import WINDOWS
 from twapi_support import HOST, LIMIT, client_credentials, connect, first, silent_server
 
@@ -477,9 +490,7 @@ def test_a_signal_handler_that_raises_ends_a_wait(ends: tuple[Any, Any]) -> None
 def test_a_write_that_times_out_tells_what_it_took(pair: tuple[Any, Any], before: bytes) -> None:
     """Behind what was written before all of it is kept; else what was sent is gone."""
     here, there = pair
-    for channel, option in ((here, socket.SO_SNDBUF), (there, socket.SO_RCVBUF)):
-        with channel._socket() as sock:
-            sock.setsockopt(socket.SOL_SOCKET, option, 32768)
+    narrow(here, there)
     data = random.Random(2).randbytes(2_000_000)
     here.configure(buffering="full")
     here.write(before)
@@ -504,9 +515,7 @@ def test_a_signal_handler_that_raises_ends_a_wait_to_send(pair: tuple[Any, Any],
     import signal
 
     here, there = pair
-    for channel, option in ((here, socket.SO_SNDBUF), (there, socket.SO_RCVBUF)):
-        with channel._socket() as sock:
-            sock.setsockopt(socket.SOL_SOCKET, option, 32768)
+    narrow(here, there)
     data = b"".join(struct.pack(">I", number) for number in range(200_000))
     file = io.BytesIO(data)
     ticks: list[bool] = []
@@ -1215,18 +1224,6 @@ def test_ragged_eof_of_recv_into(pki: Pki) -> None:
         assert here.recv_into(bytearray(10)) == 0
 
 
-NOBODYS = b"\x17\x03\x03\x00\x20" + bytes(32)
-
-
-def damage(channel: Any) -> None:
-    """A record that nobody can have sent, past the channel."""
-    sock = socket.socket(fileno=channel.fileno())
-    try:
-        sock.sendall(NOBODYS)
-    finally:
-        sock.detach()
-
-
 @pytest.mark.parametrize("version", ["1.2", "1.3"])
 def test_plaintext_before_a_bad_record_and_the_first_error_stays(pki: Pki, version: str) -> None:
     with tls_pair(pki, version=version) as (here, there):
@@ -1269,11 +1266,8 @@ def test_read_gives_good_data_before_a_bad_record(pki: Pki) -> None:
 
 def second_handle(channel: Any) -> socket.socket:
     """The channel's socket once more, for what goes past TLS."""
-    sock = socket.socket(fileno=channel.fileno())
-    try:
+    with channel._socket() as sock:
         return sock.dup()
-    finally:
-        sock.detach()
 
 
 def to_the_end(sock: socket.socket) -> bytes:

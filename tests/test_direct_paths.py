@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from certs import Pki
-from channels import tls_pair
+from channels import NOBODYS, tls_pair
 
 pytestmark = [
     pytest.mark.timeout(60),
@@ -178,9 +178,8 @@ def received_into(here: Any, room: int, n: int) -> Any:
 
 
 def garbage(here: Any, there: Any) -> Any:
-    """A record that nobody can have sealed."""
     with there._socket() as sock:
-        return sock.send(b"\x17\x03\x03\x00\x20" + bytes(32), socket.MSG_DONTWAIT)
+        return sock.send(NOBODYS, socket.MSG_DONTWAIT)
 
 
 @pytest.mark.parametrize("version", ["1.2", "1.3"])

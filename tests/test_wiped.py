@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 from certs import Pki
+from channels import tcp_pair
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from twapi_support import LIMIT
@@ -146,10 +147,8 @@ def test_a_closed_connection_leaves_nothing(
         context.load_verify_locations(pki.root)
     context.minimum_version = context.maximum_version = VERSIONS[version]
     context.keylog_filename = os.fspath(log)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        end = socket.create_connection(listener.getsockname())
-        sock, _ = listener.accept()
-    sock.settimeout(LIMIT)
+    end, sock = tcp_pair()
+    end.setblocking(True)
     with end, process(role, version, pem, end) as child:
         end.close()
         with context.wrap_socket(sock, role == "client", server_hostname=name) as peer:

@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 import peers
 import pytest
 from certs import Pki
+from channels import NOBODYS
 from platforms import SLOWER
 from test_session import credentials
 
@@ -497,7 +498,7 @@ def test_readable_answers_a_broken_record(
         with in_thread(lambda: drive(server)) as raised:
             drive(client)
         assert raised == []
-        raw.sendall(b"\x17\x03\x03\x00\x20" + bytes(32))
+        raw.sendall(NOBODYS)
         assert select.select([client.fileno()], [], [], LIMIT)[0]
         assert client.readable()
         with pytest.raises(TLSError) as told:

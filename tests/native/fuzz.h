@@ -1,8 +1,8 @@
 /*
  * What the fuzz targets share: a source of decisions drawn from the input,
- * what must hold of a session's errors, and a certificate made on the spot. A target is one function,
- * LLVMFuzzerTestOneInput; scripts/fuzz links it with libFuzzer, or with
- * fuzz_replay.c, which runs files through it.
+ * what must hold of a session's errors, and a certificate made on the spot.
+ * A target is one function, LLVMFuzzerTestOneInput; scripts/fuzz links it
+ * with libFuzzer, or with fuzz_replay.c, which runs files through it.
  */
 #ifndef TW_TESTS_FUZZ_H
 #define TW_TESTS_FUZZ_H
