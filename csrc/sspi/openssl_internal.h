@@ -2,8 +2,7 @@
  * Shared by the two halves of the OpenSSL engine, and by nobody else: the
  * rooms around a context, whose map is context_openssl.h (provider_openssl.c
  * among them, which holds the provider table), and the certificate rooms,
- * whose map is cert_openssl.h. library_openssl.c and fork_openssl.c serve
- * both.
+ * whose map is cert_openssl.h.
  */
 #ifndef TW_SSPI_OPENSSL_INTERNAL_H
 #define TW_SSPI_OPENSSL_INTERNAL_H
@@ -55,10 +54,6 @@ void tw_openssl_listen(tw_hearer *hearer, void *arg);
 /* The certificate that a peer sent, with chain (may be NULL), both as parsed
    in either library context; NULL when out of memory. */
 struct tw_cert *tw_openssl_peer_new(X509 *, STACK_OF(X509) *chain);
-
-/* From now on a fork waits for this lock, and leaves it free on both sides;
-   once for each. False: that cannot be had. */
-bool tw_openssl_hold_in_forks(struct tw_lock *);
 
 /* Drains OpenSSL's error queue into *err: its reason as the detail. */
 enum tw_status tw_openssl_fail(struct tw_error *err, enum tw_status status,

@@ -16,6 +16,7 @@
  * take the place of the oldest.
  */
 
+#include <pthread.h>
 #include <string.h>
 
 #include <openssl/crypto.h>
@@ -39,12 +40,24 @@ static struct {
     struct note notes[NOTES];
 } memory = {.lock = TW_LOCK_READY};
 
+/* A fork leaves the child the lock free and the notes whole, whatever other
+   threads were about. */
 static CRYPTO_ONCE once = CRYPTO_ONCE_STATIC_INIT;
 static bool forks_minded; /* if not, nothing is recalled */
 
+static void before_fork(void)
+{
+    tw_lock_acquire(&memory.lock);
+}
+
+static void after_fork(void)
+{
+    tw_lock_release(&memory.lock);
+}
+
 static void mind_forks(void)
 {
-    forks_minded = tw_openssl_hold_in_forks(&memory.lock);
+    forks_minded = pthread_atfork(before_fork, after_fork, after_fork) == 0;
 }
 
 uint64_t tw_openssl_new_edition(void)

@@ -28,6 +28,7 @@
  */
 #include "sspi/record_openssl.h"
 
+#include <pthread.h>
 #include <sched.h>
 #include <string.h>
 
@@ -38,7 +39,6 @@
 #include <openssl/params.h>
 
 #include "core/lock.h"
-#include "sspi/openssl_internal.h"
 
 #define HEADER 5u
 #define SALT 4u     /* RFC 5288, 3 */
@@ -178,6 +178,18 @@ static struct {
     unsigned slots;                   /* that there are */
     unsigned hand;
 } desk = {.lock = TW_LOCK_READY, .slots = SLOTS};
+
+/* A fork leaves the child the lock free and the desk whole, whatever other
+   threads were about. */
+static void before_fork(void)
+{
+    tw_lock_acquire(&desk.lock);
+}
+
+static void after_fork(void)
+{
+    tw_lock_release(&desk.lock);
+}
 
 /* Held for a record by its own end, for an instant by who takes a context
    away. Order: own half, desk, other halves (those only tried). */
@@ -746,7 +758,8 @@ static void prove(void)
                || (there_and_back(one, true) && there_and_back(one, false));
     }
     ERR_clear_error();
-    usable = good && tw_openssl_hold_in_forks(&desk.lock);
+    usable = good
+             && pthread_atfork(before_fork, after_fork, after_fork) == 0;
 }
 
 /* Would the key schedule's functions be of the same providers now? */

@@ -12,6 +12,7 @@
 #endif
 
 #include <dirent.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -34,9 +35,20 @@ static struct {
 static CRYPTO_ONCE roots_once = CRYPTO_ONCE_STATIC_INIT;
 static bool forks_minded;
 
+/* A fork waits for who reads them: its child finds the lock free. */
+static void before_fork(void)
+{
+    tw_lock_acquire(&roots.lock);
+}
+
+static void after_fork(void)
+{
+    tw_lock_release(&roots.lock);
+}
+
 static void mind_forks(void)
 {
-    forks_minded = tw_openssl_hold_in_forks(&roots.lock);
+    forks_minded = pthread_atfork(before_fork, after_fork, after_fork) == 0;
 }
 
 /* Adds the certificates of a PEM file; silently none if it is not one. */
